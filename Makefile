@@ -1,0 +1,67 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(shell command -v uv || echo .tools/bin/uv)
+LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
+DATA ?= ../shared/data
+export DOCKER_BUILDKIT ?= 0
+
+.PHONY: help setup setup-dev demo test check bench train images lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
+
+.tools/bin/uv:
+	@echo "setup: uv is not on PATH; installing it into .tools"
+	@$(PYTHON) -m venv .tools && .tools/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+UV_IF_MISSING := $(if $(filter .tools/bin/uv,$(UV)),.tools/bin/uv)
+
+$(VENV)/.created: | $(UV_IF_MISSING)
+	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.14' $(VENV) && touch $@
+
+$(VENV)/.demo: requirements/demo.txt $(VENV)/.created
+	@echo "setup: serving and demo packages into $(VENV)"
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/demo.txt && touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.created
+	@echo "setup: test and training packages into $(VENV) (torch is large: a minute or two)"
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.txt && touch $@ $(VENV)/.demo
+
+setup: $(VENV)/.demo  ## .venv with all that the service and the demo need
+setup-dev: $(VENV)/.dev  ## .venv with all that training and tests need, too
+
+demo: setup  ## real listings through broker, model, store and back; no Docker, no GPU, no torch
+	@$(PY) -m consumer demo
+
+test: setup-dev  ## sets up Docker, broker, store and registry, then runs every test
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m pytest $(ARGS)
+
+check: setup-dev  ## lint, format, types, import rules
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+bench: setup-dev  ## the service against the bare model and a bare client loop, as ratios
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.journey
+
+train: setup-dev  ## the bundle that ships, from the data in DATA
+	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
+
+images:  ## the images of deploy/
+	@docker build --network=host -f deploy/Dockerfile.cpu -t listing-enricher:cpu .
+
+lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
+	@$(LOCK) pyproject.toml -o requirements/service.txt
+	@$(LOCK) pyproject.toml --extra demo -o requirements/demo.txt
+	@$(LOCK) pyproject.toml --extra demo --extra train --group dev -o requirements/dev.txt
+	@$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
+
+clean:  ## removes .venv and caches
+	@rm -rf $(VENV) .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

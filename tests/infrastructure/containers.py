@@ -1,0 +1,119 @@
+"""The three servers in Docker containers, by testcontainers, on official or home-built images alike."""
+
+from pathlib import PurePosixPath
+
+from docker.errors import DockerException
+from testcontainers.core.container import DockerContainer
+
+from tests.infrastructure import docker_engine, kafka_settings
+from tests.infrastructure.servers import KafkaServer, RedisServer, RegistryServer, ServerError, free_port
+
+STOP_SECONDS_MAX = 30
+
+
+class ContainerRunner:
+    """A `servers.Runner`: a container whose host port is pinned, so that a start after a stop keeps its address.
+
+    testcontainers' own `stop()` removes the container; here it stays, with its data, until `remove()`.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        *,
+        port: int,
+        container_port: int,
+        environment: dict[str, str],
+        command: list[str] | None = None,
+        entrypoint: list[str] | None = None,
+    ) -> None:
+        self._container = DockerContainer(image, env=environment)
+        self._container.with_kwargs(labels=docker_engine.owner_label(), entrypoint=entrypoint)
+        if command is not None:
+            self._container.with_command(command)
+        # On loopback only: these servers ask for no password. A remote engine has to publish on all its addresses.
+        interface = "127.0.0.1" if docker_engine.host() == "127.0.0.1" else "0.0.0.0"
+        self._container.ports[f"{container_port}/tcp"] = (interface, port)  # type: ignore[assignment]
+        self._created = False
+
+    def start(self) -> None:
+        try:
+            if self._created:
+                self._container.get_wrapped_container().start()
+            else:
+                self._created = True
+                self._container.start()
+        except DockerException as error:
+            raise ServerError(f"{self._container.image}: Docker could not start it: {error}") from error
+
+    def stop(self) -> None:
+        self.unpause()  # Docker neither stops nor kills what is paused
+        self._container.get_wrapped_container().stop(timeout=STOP_SECONDS_MAX)
+
+    def kill(self) -> None:
+        self.unpause()
+        if self.is_running():
+            container = self._container.get_wrapped_container()
+            container.kill()
+            container.wait(timeout=STOP_SECONDS_MAX)
+
+    def pause(self) -> None:
+        self._container.get_wrapped_container().pause()
+
+    def unpause(self) -> None:
+        if self._status() == "paused":
+            self._container.get_wrapped_container().unpause()
+
+    def remove(self) -> None:
+        self._container.stop()  # testcontainers': removes by force, and closes its client
+
+    def is_running(self) -> bool:
+        return self._status() in ("running", "paused", "created", "restarting")
+
+    def log_tail(self) -> str:
+        return self._container.get_wrapped_container().logs(tail=30).decode(errors="replace")
+
+    def _status(self) -> str:
+        container = self._container.get_wrapped_container()
+        container.reload()
+        return str(container.status)
+
+
+def kafka_container(image: str) -> KafkaServer:
+    """A broker in a container; not started."""
+    host, port = docker_engine.host(), free_port()
+    environment = kafka_settings.environment(
+        listen_host="0.0.0.0",
+        advertised_host=host,
+        port=port,
+        controller_port=9093,
+        folder=PurePosixPath("/tmp/kafka-test"),
+        java="java",
+        libs=PurePosixPath("/opt/kafka/libs"),
+    )
+    # The broker listens on the port it advertises, inside as outside: one listener serves both.
+    runner = ContainerRunner(
+        image,
+        port=port,
+        container_port=port,
+        environment=environment,
+        command=[kafka_settings.START_SCRIPT],
+        entrypoint=["sh", "-c"],  # the official image's own entrypoint would run its own start script
+    )
+    return KafkaServer(runner, name="Kafka", host=host, port=port)
+
+
+def redis_container(image: str) -> RedisServer:
+    """A store in a container that keeps its data over stop and kill; not started."""
+    host, port = docker_engine.host(), free_port()
+    command = ["redis-server", "--protected-mode", "no", "--save", "", "--appendonly", "yes", "--dir", "/tmp"]
+    runner = ContainerRunner(image, port=port, container_port=6379, environment={}, command=command)
+    return RedisServer(runner, name="Redis", host=host, port=port)
+
+
+def registry_container(image: str) -> RegistryServer:
+    """A schema registry in a container, in memory: after a start it is empty. Not started."""
+    host, port = docker_engine.host(), free_port()
+    environment = {"QUARKUS_HTTP_PORT": "8080", "JAVA_TOOL_OPTIONS": "-Xmx512m"}
+    runner = ContainerRunner(image, port=port, container_port=8080, environment=environment)
+    return RegistryServer(runner, name="the schema registry", host=host, port=port)

@@ -1,0 +1,20 @@
+"""Which brokers, stores and registries the tests run on: the one place that names versions and images."""
+
+from enum import StrEnum
+
+KAFKA = "4.3.1"
+REDIS = "8.0.2"  # what Debian 13 has, so the official image and the home-built one are the same version
+REGISTRY = "3.3.3"
+
+
+class Service(StrEnum):
+    KAFKA = "kafka"
+    REDIS = "redis"
+    REGISTRY = "registry"
+
+
+OFFICIAL_IMAGES = {
+    Service.KAFKA: f"apache/kafka:{KAFKA}",
+    Service.REDIS: f"redis:{REDIS}",
+    Service.REGISTRY: f"apicurio/apicurio-registry:{REGISTRY}",
+}
