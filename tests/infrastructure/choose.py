@@ -126,9 +126,7 @@ def _why_unavailable(facts: Facts, service: Service) -> str:
         return f"{service} is not set up ({step} is still to be done): run `make test`"
     reasons = [f"{step} failed: {message.splitlines()[0]}" for step, message in facts.failures.items()]
     if facts.requested is not Requested.PROCESSES and facts.engine_version is None and not facts.failures:
-        reasons.append(
-            "no Docker engine answers and none can be installed (that takes root on Debian and no DOCKER_HOST)"
-        )
+        reasons.append("no Docker engine answers and none can be installed (that takes root on Debian and no DOCKER_HOST)")
     if facts.requested is not Requested.DOCKER:
         obstacle = facts.local_obstacles.get(service, "its programs are not in the cache and `mvn` is not installed")
         reasons.append(f"not as a process: {obstacle}")

@@ -70,9 +70,7 @@ def start(timeout_seconds: float = 60) -> None:
     log = log_folder() / "dockerd.log"
     with Stopwatch("starting dockerd"):
         with log.open("wb") as output:
-            daemon = subprocess.Popen(
-                ["dockerd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+            daemon = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
         notes.write(_NOTE, daemon.pid)
         deadline = time.monotonic() + timeout_seconds
         while version() is None:

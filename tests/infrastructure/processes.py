@@ -23,9 +23,7 @@ class ProcessRunner:
         folder: removed by `remove()`; the server's data.
     """
 
-    def __init__(
-        self, name: str, argv: Sequence[str], *, environment: Mapping[str, str], cwd: Path, folder: Path
-    ) -> None:
+    def __init__(self, name: str, argv: Sequence[str], *, environment: Mapping[str, str], cwd: Path, folder: Path) -> None:
         self._name = f"{_NOTE_PREFIX}{name}-{os.getpid()}-{free_port()}"
         self._argv = list(argv)
         self._environment = {**os.environ, **environment}

@@ -31,9 +31,7 @@ def a_laptop_with_docker() -> Facts:
 
 
 def an_ordinary_user_without_docker() -> Facts:
-    return Facts(
-        local_obstacles={Service.KAFKA: "no Java >= 17", Service.REDIS: "no redis-server", Service.REGISTRY: "no Java"}
-    )
+    return Facts(local_obstacles={Service.KAFKA: "no Java >= 17", Service.REDIS: "no redis-server", Service.REGISTRY: "no Java"})
 
 
 def test_a_fresh_debian_goes_from_installing_docker_to_images_built_here() -> None:
@@ -83,9 +81,7 @@ def test_a_missing_java_21_costs_only_the_registry() -> None:
     choice = choose(facts)
     assert choice.next_step is None
     assert choice.services[Service.KAFKA] == AsProcess("/usr/bin/java")
-    assert choice.services[Service.REGISTRY] == Unavailable(
-        "registry cannot be had here: not as a process: no Java >= 21"
-    )
+    assert choice.services[Service.REGISTRY] == Unavailable("registry cannot be had here: not as a process: no Java >= 21")
     assert "registry UNAVAILABLE, its tests are skipped" in in_one_line(choice)
 
 

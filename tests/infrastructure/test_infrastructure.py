@@ -148,9 +148,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 def test_redis_is_new_enough_and_runs_lua(store: redis.Redis, redis_prefix: str) -> None:
     major, minor = map(int, store.info("server")["redis_version"].split(".")[:2])
     assert (major, minor) >= (6, 2)
-    script = store.register_script(
-        "redis.call('HSET', KEYS[1], 'version', ARGV[1]); return redis.call('HGETALL', KEYS[1])"
-    )
+    script = store.register_script("redis.call('HSET', KEYS[1], 'version', ARGV[1]); return redis.call('HGETALL', KEYS[1])")
     assert script(keys=[f"{redis_prefix}book"], args=["17"]) == ["version", "17"]
 
 

@@ -1,0 +1,148 @@
+"""From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumer.records import Answer, Change, Enriched, Label, Outcome, State, TaskPrediction, Tombstone
+from model.bundle import TaskSpec
+from model.listing import Listing
+
+CONFIDENCE_DIGITS = 4
+Outputs = Mapping[str, NDArray[Any]]
+
+
+def finite_rows(outputs: Outputs) -> NDArray[np.bool_]:
+    """Which rows of the model's outputs hold numbers only: bool [batch]."""
+    finite: NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in outputs.values()])
+    return finite
+
+
+def predictions(outputs: Outputs, listings: Sequence[Listing], tasks: Sequence[TaskSpec]) -> list[dict[str, TaskPrediction]]:
+    """What the model says of each listing.
+
+    Args:
+        outputs: task name to float32 [batch, labels] probabilities, or [batch, 3] value, low, high of a regression.
+        listings: the batch, in the outputs' order.
+    Returns:
+        A dictionary a listing, task name to answer. A task that is only asked where the listing lacks the field
+        (publisher, author, format) is absent where it has it; so is a price band in a currency without bands.
+    """
+    answers: list[dict[str, TaskPrediction]] = [{} for _ in listings]
+    for task in tasks:
+        rows = _rows_asked(task, listings)
+        if not rows:
+            continue
+        array = outputs[task.name][rows].astype(np.float64)
+        for row, prediction in zip(rows, _READ[task.kind](task, array, [listings[row] for row in rows]), strict=True):
+            if prediction is not None:
+                answers[row][task.name] = prediction
+    return answers
+
+
+def _rows_asked(task: TaskSpec, listings: Sequence[Listing]) -> list[int]:
+    field = task.asked_only_where_missing
+    if field is None:
+        return list(range(len(listings)))
+    return [row for row, listing in enumerate(listings) if not getattr(listing, field)]
+
+
+def _single(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
+    best = np.argsort(-array, axis=1, kind="stable")[:, : task.top_k]
+    confidences = np.take_along_axis(array, best, axis=1).round(CONFIDENCE_DIGITS).tolist()
+    names = task.labels
+    return [
+        TaskPrediction(labels=tuple(Label(names[i], c) for i, c in zip(row, row_confidences, strict=True)))
+        for row, row_confidences in zip(best.tolist(), confidences, strict=True)
+    ]
+
+
+def _multi(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
+    above = array >= np.asarray(task.thresholds)  # [batch, labels]
+    found: list[list[tuple[float, int]]] = [[] for _ in range(len(array))]
+    rounded = array.round(CONFIDENCE_DIGITS)
+    for row, label in np.argwhere(above).tolist():
+        found[row].append((-rounded[row, label], label))
+    names = task.labels
+    return [TaskPrediction(labels=tuple(Label(names[label], -c) for c, label in sorted(row))) for row in found]
+
+
+def _ordinal(task: TaskSpec, array: NDArray[np.float64], listings: Sequence[Listing]) -> list[TaskPrediction | None]:
+    if task.group_field is None:
+        return _single(task, array, listings)
+    mask = np.ones_like(array)
+    unasked = set()
+    for row, listing in enumerate(listings):
+        stated = getattr(listing, task.group_field)
+        if not stated:
+            continue
+        group = task.groups.get(stated.upper())
+        if group is None:
+            unasked.add(row)
+            continue
+        first, end = group
+        mask[row, :first] = 0
+        mask[row, end:] = 0
+    masked = array * mask
+    total = masked.sum(axis=1, keepdims=True)
+    # A network sure of another currency leaves nothing to share out: then the bands of the stated one are equally likely.
+    scaled = np.divide(masked, total, out=mask / mask.sum(axis=1, keepdims=True), where=total > 0)
+    answers = _single(task, scaled, listings)
+    return [
+        None if row in unasked else TaskPrediction(labels=tuple(one for one in answer.labels or () if one.confidence > 0))
+        for row, answer in enumerate(answers)
+        if answer is not None
+    ]
+
+
+def _regression(_: TaskSpec, array: NDArray[np.float64], __: Sequence[Listing]) -> list[TaskPrediction | None]:
+    return [TaskPrediction(value=value, low=low, high=high) for value, low, high in array.round(4).tolist()]
+
+
+_READ = {"single": _single, "multi": _multi, "ordinal": _ordinal, "regression": _regression}
+
+
+def collapse(changes: Sequence[Change]) -> dict[str, Change]:
+    """The change that counts for each listing: the one that the store's guard would let stand if it saw them one by one.
+
+    That is the highest version; of equal ones a deletion, else the later.
+    """
+    winners: dict[str, Change] = {}
+    for change in changes:
+        former = winners.get(change.listing_id)
+        if former is None or _rank(change) >= _rank(former):
+            winners[change.listing_id] = change
+    return winners
+
+
+def _rank(change: Change) -> tuple[int, bool]:
+    return change.version, change.listing is None
+
+
+def answers(
+    changes: Sequence[Change], *, proposed: Mapping[str, tuple[Outcome, State]], stored: Mapping[str, State]
+) -> list[Answer]:
+    """One answer for each change, so that the last answer of a key is what the store holds.
+
+    Args:
+        changes: all accepted records of the batch, in their order.
+        proposed: listing id to what this batch wanted to write for it.
+        stored: listing id to what the store held afterwards; the proposed state, or a newer one that it kept.
+    """
+    last = {change.listing_id: change for change in changes}
+    return [
+        _answer(change, proposed[change.listing_id], stored[change.listing_id], is_last=last[change.listing_id] is change)
+        for change in changes
+    ]
+
+
+def _answer(change: Change, proposed: tuple[Outcome, State], state: State, *, is_last: bool) -> Answer:
+    outcome, wanted = proposed
+    if change.listing is None and not is_last:  # readers see the deletion, even if the listing came back in this batch
+        return Answer(change.record, Outcome.SUPERSEDED, Tombstone(change.listing_id, change.version))
+    ours = state == wanted and state.version == change.version
+    if isinstance(state, Enriched):
+        return Answer(change.record, outcome if ours and change.listing is not None else Outcome.SUPERSEDED, state)
+    return Answer(change.record, Outcome.PREDICTED if ours else Outcome.SUPERSEDED, state)

@@ -1,0 +1,70 @@
+"""A batch at each point of its way, and how one is cut."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from consumer.prediction import Prepared
+from consumer.records import Change, InputRecord, Outcome, Rejected, State
+from consumer.schema_registry import ParsedSchema
+
+Partition = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where answers and dead letters go, and in which schema.
+
+    `keep_partition`: the enriched topic has as many partitions as the input, so an answer stays in its record's partition.
+    """
+
+    enriched_topic: str
+    schema: ParsedSchema
+    keep_partition: bool
+    dead_letter_topic: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is known of a batch so far.
+
+    Attributes:
+        changes: decoded records that were not rejected, in the order read.
+        proposed: listing id to what should be written for it; deletions and reuse by `prepare`, the rest by `predict`.
+        unseen: what the model must look at, with its features.
+        contents: listing id to the hash of what the model sees.
+    """
+
+    changes: list[Change]
+    rejected: list[Rejected]
+    proposed: dict[str, tuple[Outcome, State]]
+    unseen: Prepared
+    contents: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A batch on its way, with the generation that each of its partitions had when it was read."""
+
+    records: list[InputRecord]
+    generations: dict[Partition, int | None]
+    batch: "Future[Batch]"
+
+
+def split_by_cost(records: Sequence[InputRecord], cost_max: int) -> list[list[InputRecord]]:
+    """Cuts a batch where the bytes of its values would exceed `cost_max`; a larger record stands alone. Order is kept."""
+    batches: list[list[InputRecord]] = []
+    cost = 0
+    for record in records:
+        size = len(record.value or b"")
+        if not batches or cost + size > cost_max:
+            batches.append([])
+            cost = 0
+        batches[-1].append(record)
+        cost += size
+    return batches
+
+
+def partition_of(record: InputRecord) -> Partition:
+    """Topic and partition that a record was read from."""
+    return (record.topic, record.partition)

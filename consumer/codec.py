@@ -1,0 +1,218 @@
+"""Between bytes and values: change events in, enriched events and dead letters out. Pure: schemas are passed in.
+
+A value is Avro in Confluent framing: a zero byte, the schema's id (4 bytes, big-endian), the record. The record is either a
+listing or a Debezium envelope of one (`op`, `before`, `after`). No value at all is a deletion.
+Source: Confluent wire format; Debezium "data change events".
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import fastavro
+
+from consumer.records import (
+    Answer,
+    Change,
+    Enriched,
+    InputRecord,
+    OutputRecord,
+    Rejected,
+    Stage,
+    TaskPrediction,
+)
+from consumer.schema_registry import ParsedSchema, UnknownSchema
+from model.listing import MAX_ID_CHARACTERS, InvalidListing, listing_from_mapping
+
+MAGIC = 0
+FRAME = struct.Struct(">bI")
+VERSION_HEADER = "version"  # a deletion has no value to carry its version in
+SOURCE_HEADER = "enriched.source"  # topic/partition/offset, also on null values
+
+# Headers are anybody's bytes, and int() refuses texts of thousands of digits.
+_INT64 = re.compile(rb"-?[0-9]{1,19}")
+_COUNT = re.compile(rb"[0-9]{1,9}")
+
+# What fastavro raises on bytes that are not what the schema says; found by feeding it mutated records.
+_NOT_AVRO = (
+    EOFError,
+    ValueError,  # UnicodeDecodeError among them
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    fastavro.read.SchemaResolutionError,
+)
+
+
+class _Undecodable(ValueError):
+    """The reason why a record is rejected; never leaves this file."""
+
+
+def schema_ids(records: Iterable[InputRecord]) -> set[int]:
+    """The writer schemas that decoding these records needs."""
+    return {
+        FRAME.unpack_from(record.value)[1]
+        for record in records
+        if record.value is not None and len(record.value) >= FRAME.size and record.value[0] == MAGIC
+    }
+
+
+def decode(record: InputRecord, schemas: Mapping[int, ParsedSchema | UnknownSchema]) -> Change | Rejected:
+    """Reads one change event.
+
+    Args:
+        schemas: what the registry said of each id in `schema_ids([record])`.
+    Returns:
+        The change, or the record with the reason why it is none.
+    """
+    try:
+        key = None if record.key is None else record.key.decode()
+    except UnicodeDecodeError as error:
+        return Rejected(record, Stage.DECODE, f"key: expected UTF-8, {error.reason} at byte {error.start}")
+    try:
+        change = _deletion(record, key) if record.value is None else _change(record, record.value, schemas)
+    except (_Undecodable, InvalidListing) as error:
+        return Rejected(record, Stage.DECODE, str(error))
+    if key is not None and change.listing_id != key:
+        reason = f"key and id differ: the key is {key[:80]!r}, listing_id is {change.listing_id[:80]!r}"
+        return Rejected(record, Stage.DECODE, reason)
+    return change
+
+
+def _deletion(record: InputRecord, key: str | None) -> Change:
+    if not key:
+        raise _Undecodable("a deletion (null value) needs the listing id as its key, found none")
+    if len(key) > MAX_ID_CHARACTERS:
+        raise _Undecodable(f"key: at most {MAX_ID_CHARACTERS} characters, found {len(key)}")
+    stated = next((value for name, value in record.headers if name == VERSION_HEADER), None)
+    if stated is None:
+        return Change(record, key, record.timestamp_ms, None)
+    if not _INT64.fullmatch(stated) or not -(2**63) <= int(stated) < 2**63:
+        raise _Undecodable(f"header {VERSION_HEADER}: expected a 64-bit integer, found {stated[:40]!r}")
+    return Change(record, key, int(stated), None)
+
+
+def _change(record: InputRecord, value: bytes, schemas: Mapping[int, ParsedSchema | UnknownSchema]) -> Change:
+    decoded = _read_avro(value, schemas)
+    if "op" in decoded and ("after" in decoded or "before" in decoded):
+        return _debezium_change(record, decoded)
+    listing = listing_from_mapping(decoded, default_version=record.timestamp_ms)
+    return Change(record, listing.listing_id, listing.version, listing)
+
+
+def _debezium_change(record: InputRecord, envelope: Mapping[str, Any]) -> Change:
+    op = envelope["op"]
+    if op not in ("c", "u", "r", "d"):
+        raise _Undecodable(f"Debezium op: expected c, u, r or d, found {str(op)[:40]!r}")
+    side = "before" if op == "d" else "after"
+    row = envelope.get(side)
+    if not isinstance(row, Mapping):
+        raise _Undecodable(f"Debezium op {op!r}: expected a record in {side!r}, found {type(row).__name__}")
+    source = envelope.get("source")
+    stamps = (source.get("ts_ms") if isinstance(source, Mapping) else None, envelope.get("ts_ms"), record.timestamp_ms)
+    changed_at_ms = next(stamp for stamp in stamps if isinstance(stamp, int))
+    listing = listing_from_mapping(row, default_version=changed_at_ms)
+    return Change(record, listing.listing_id, listing.version, None if op == "d" else listing)
+
+
+def _read_avro(value: bytes, schemas: Mapping[int, ParsedSchema | UnknownSchema]) -> Mapping[str, Any]:
+    if len(value) < FRAME.size or value[0] != MAGIC:
+        raise _Undecodable(f"not Avro in Confluent framing: expected a zero byte and a schema id, found {value[:5]!r}")
+    schema_id: int = FRAME.unpack_from(value)[1]
+    schema = schemas[schema_id]
+    if isinstance(schema, UnknownSchema):
+        raise _Undecodable(f"schema {schema_id}: {schema.reason}")
+    stream = io.BytesIO(value)
+    stream.seek(FRAME.size)
+    try:
+        # The writer's schema alone: a shop's own record names and extra fields are welcome, the listing checks the rest.
+        decoded = fastavro.schemaless_reader(stream, schema.schema, None)
+    except _NOT_AVRO as error:
+        reason = f"not a record of schema {schema_id}: {type(error).__name__} {str(error)[:120]}".rstrip()
+        raise _Undecodable(reason) from error
+    left_over = len(value) - stream.tell()
+    if left_over:
+        raise _Undecodable(f"not a record of schema {schema_id}: {left_over} bytes are left over after it")
+    if not isinstance(decoded, Mapping):
+        raise _Undecodable(f"schema {schema_id}: expected a record, found {type(decoded).__name__}")
+    return decoded
+
+
+def encode(value: Mapping[str, Any], schema: ParsedSchema) -> bytes:
+    """Confluent framing of one record."""
+    stream = io.BytesIO()
+    stream.write(FRAME.pack(MAGIC, schema.schema_id))
+    fastavro.schemaless_writer(stream, schema.schema, value)
+    return stream.getvalue()
+
+
+def enriched_record(
+    answer: Answer, *, topic: str, schema: ParsedSchema, enriched_at_ms: int, partition: int | None
+) -> OutputRecord:
+    """The record that answers one input offset: the predictions, or a null value where the listing is gone."""
+    record, state = answer.record, answer.state
+    value = None
+    if isinstance(state, Enriched):
+        event = _enriched_event(answer, state, enriched_at_ms)
+        value = encode(event, schema)
+    source = f"{record.topic}/{record.partition}/{record.offset}".encode()
+    # A record that was itself enriched elsewhere keeps its headers, but its source is this one's.
+    carried = tuple(header for header in record.headers if header[0] != SOURCE_HEADER)
+    key = state.listing_id.encode()
+    return OutputRecord(topic, key, value, (*carried, (SOURCE_HEADER, source)), partition)
+
+
+def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> dict[str, Any]:
+    name, _, version = state.model.rpartition("@")
+    return {
+        "listing_id": state.listing_id,
+        "version": state.version,
+        "outcome": answer.outcome.value,
+        "predictions": {task: _prediction(prediction) for task, prediction in state.predictions.items()},
+        "model_name": name,
+        "model_version": version,
+        "model_epoch": state.model_epoch,
+        "source_topic": answer.record.topic,
+        "source_partition": answer.record.partition,
+        "source_offset": answer.record.offset,
+        "enriched_at": enriched_at_ms,
+    }
+
+
+def _prediction(prediction: TaskPrediction) -> dict[str, Any]:
+    labels = prediction.labels
+    return {
+        "labels": [{"label": one.label, "confidence": one.confidence} for one in labels or ()],
+        "value": prediction.value,
+        "low": prediction.low,
+        "high": prediction.high,
+    }
+
+
+def dead_letter(rejected: Rejected, *, topic: str) -> OutputRecord:
+    """The original bytes and headers, with where they stood and why they are here.
+
+    A dead letter that is replayed and fails again counts its attempts on; its former `dlq.*` headers are replaced.
+    """
+    record = rejected.record
+    attempts = next((value for name, value in record.headers if name == "dlq.attempts"), None)
+    attempt = int(attempts) + 1 if attempts is not None and _COUNT.fullmatch(attempts) else 1
+    kept = tuple(header for header in record.headers if not header[0].startswith("dlq."))
+    added = {
+        "dlq.stage": rejected.stage.value,
+        "dlq.reason": rejected.reason,
+        "dlq.topic": record.topic,
+        "dlq.partition": str(record.partition),
+        "dlq.offset": str(record.offset),
+        "dlq.timestamp": str(record.timestamp_ms),
+        "dlq.attempts": str(attempt),
+    }
+    headers = (*kept, *((name, value.encode()) for name, value in added.items()))
+    return OutputRecord(topic, record.key, record.value, headers)

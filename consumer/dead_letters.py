@@ -1,0 +1,179 @@
+"""Reading the dead-letter topic, and putting its records back on the input topic once their cause is gone."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+
+from consumer.errors import DependencyUnavailable
+from consumer.kafka import CLIENT_LOG, client_settings, headers_of, kafka_error, partition_counts
+from consumer.settings import KafkaSettings
+
+CALL_TIMEOUT_S = 10.0
+READ_S_MAX = 600.0
+_OWN_HEADERS = ("dlq.stage", "dlq.reason", "dlq.topic", "dlq.partition", "dlq.offset", "dlq.timestamp")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One record of the dead-letter topic; `position` is where it lies there, the other fields are about the original."""
+
+    position: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    stage: str
+    reason: str
+    source: str
+    partition: int | None
+    timestamp_ms: int
+    attempts: int
+
+    def document(self, *, whole: bool) -> dict[str, Any]:
+        """As JSON: `list` shows where and why, `show` the bytes and headers, too."""
+        document: dict[str, Any] = {
+            "position": self.position,
+            "key": None if self.key is None else self.key.decode(errors="replace"),
+            "stage": self.stage,
+            "reason": self.reason,
+            "source": self.source,
+            "timestamp_ms": self.timestamp_ms,
+            "attempts": self.attempts,
+            "value_bytes": None if self.value is None else len(self.value),
+        }
+        if whole:
+            document["value_hex"] = None if self.value is None else self.value.hex()
+            document["headers"] = {
+                name: None if value is None else value.decode(errors="replace") for name, value in self.headers
+            }
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant; None matches all. Times are the originals', in ms since the epoch."""
+
+    stage: str | None = None
+    reason_contains: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    position: str | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether a dead letter is meant."""
+        return (
+            self.stage in (None, letter.stage)
+            and (self.reason_contains is None or self.reason_contains.lower() in letter.reason.lower())
+            and (self.since_ms is None or letter.timestamp_ms >= self.since_ms)
+            and (self.until_ms is None or letter.timestamp_ms < self.until_ms)
+            and self.position in (None, letter.position)
+        )
+
+
+def read_dead_letters(settings: KafkaSettings, chosen: Filter) -> Iterator[DeadLetter]:
+    """All dead letters that stand in the topic now, by partition and offset; committed ones only.
+
+    Raises:
+        DependencyUnavailable: Kafka or the topic is not there.
+    """
+    topic = settings.dead_letter_topic
+    partitions = partition_counts(settings, timeout_s=CALL_TIMEOUT_S).get(topic)
+    if not partitions:
+        raise DependencyUnavailable("kafka", f"expected the topic {topic}, it is not there")
+    consumer = Consumer(
+        {
+            **client_settings(settings),
+            "group.id": f"{settings.group_id}-dead-letters-reader",  # never joined, nothing committed
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "logger": CLIENT_LOG,
+        }
+    )
+    try:
+        for partition in range(partitions):
+            yield from filter(chosen.matches, _read_partition(consumer, topic, partition))
+    except KafkaException as error:
+        raise DependencyUnavailable("kafka", kafka_error(error).str()) from error
+    finally:
+        consumer.close()
+
+
+def _read_partition(consumer: Consumer, topic: str, partition: int) -> Iterator[DeadLetter]:
+    start, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CALL_TIMEOUT_S)
+    if start >= end:
+        return
+    consumer.assign([TopicPartition(topic, partition, start)])
+    deadline_s = time.monotonic() + READ_S_MAX
+    while time.monotonic() < deadline_s:
+        message = consumer.poll(1.0)
+        if message is None:
+            continue
+        if message.error() is not None:  # the end, behind transaction markers that are no records
+            return
+        offset = message.offset()
+        if offset is None or offset >= end:
+            return
+        yield _letter(message)
+        if offset + 1 >= end:
+            return
+
+
+def _letter(message: Message) -> DeadLetter:
+    headers = headers_of(message)
+    about = {name: (value or b"").decode(errors="replace") for name, value in headers if name.startswith("dlq.")}
+    timestamp, attempts = about.get("dlq.timestamp", ""), about.get("dlq.attempts", "")
+    return DeadLetter(
+        position=f"{message.partition()}/{message.offset()}",
+        key=message.key(),
+        value=message.value(),
+        headers=headers,
+        stage=about.get("dlq.stage", ""),
+        reason=about.get("dlq.reason", ""),
+        source=f"{about.get('dlq.topic', '')}/{about.get('dlq.partition', '')}/{about.get('dlq.offset', '')}",
+        partition=int(partition) if (partition := about.get("dlq.partition", "")).isdigit() else None,
+        timestamp_ms=int(timestamp) if timestamp.isdigit() else 0,
+        attempts=int(attempts) if attempts.isdigit() else 0,
+    )
+
+
+def replay(settings: KafkaSettings, chosen: Filter) -> int:
+    """Puts the original key, value and headers of the chosen dead letters back on the input topic.
+
+    The dead letters stay where they are. `dlq.attempts` goes along, so that one which fails again counts on.
+
+    Returns:
+        How many were put back; all of them are on the broker.
+    """
+    failed: list[str] = []
+    producer = Producer(
+        {
+            "message.max.bytes": 100_000_000,  # what the broker took once it may take again
+            **client_settings(settings),
+            "enable.idempotence": True,
+            "delivery.report.only.error": True,
+            "on_delivery": lambda error, _: failed.append(str(error)),
+            "logger": CLIENT_LOG,
+        }
+    )
+    count = 0
+    for letter in read_dead_letters(settings, chosen):
+        headers: list[tuple[str, str | bytes | None]] = [one for one in letter.headers if one[0] not in _OWN_HEADERS]
+        # Into the partition it came from: another one would put it out of order with its key's other changes.
+        partition = -1 if letter.partition is None else letter.partition
+        producer.produce(settings.input_topic, letter.value, letter.key, partition, headers=headers)
+        producer.poll(0)
+        count += 1
+    left = producer.flush(CALL_TIMEOUT_S * 3)
+    if failed or left:
+        raise DependencyUnavailable("kafka", failed[0] if failed else f"{left} records are not acknowledged")
+    return count
+
+
+def as_json_line(letter: DeadLetter, *, whole: bool) -> str:
+    """One line of JSON."""
+    return json.dumps(letter.document(whole=whole), ensure_ascii=False)

@@ -1,0 +1,196 @@
+"""The Kafka edge, writing side: outputs and offsets, and the commit that binds the two.
+
+What a failed call means stands in one place, `_ask`: fatal, to be aborted, or worth asking again.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaException, Producer
+
+from consumer import failpoints
+from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
+from consumer.kafka import CLIENT_LOG, KafkaSource, Partition, client_settings, kafka_error, topic_partitions
+from consumer.records import OutputRecord
+from consumer.settings import DeliverySettings, KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+CALL_TIMEOUT_S = 10.0
+# Shorter than the usual minute: an open transaction of a killed process hides what follows it from readers until it times out.
+TRANSACTION_TIMEOUT_MS = 20_000
+
+_PRODUCER_DEFAULTS = {
+    "compression.type": "lz4",
+    "linger.ms": 5,
+    "queue.buffering.max.kbytes": 262_144,
+    "message.max.bytes": 100_000_000,  # a dead letter is as large as its original: how large is for the broker to say
+}
+
+
+class ExactlyOnce:
+    """Outputs and consumer offsets in one transaction: readers of committed data see both or neither (KIP-98, KIP-447).
+
+    `transactional.id` is new with each process. What fences a replaced one is the group's generation, which travels with the
+    offsets, so replicas need no stable names.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, source: KafkaSource) -> None:
+        self._source = source
+        self._open = False
+        self._committing = False
+        self._producer = Producer(
+            {
+                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                **_PRODUCER_DEFAULTS,
+                **client_settings(settings),
+                "transactional.id": f"{settings.transactional_id_prefix}-{uuid.uuid4()}",
+                "logger": CLIENT_LOG,
+            }
+        )
+        _ask("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
+
+    def send(self, outputs: Iterable[OutputRecord]) -> None:
+        """Puts records into the open transaction, beginning one when there is none.
+
+        Raises:
+            TransactionAborted: not all could be queued; call `abort` and rewind, a second `send` would double the first part.
+        """
+        self._begin()
+        _ask("produce", lambda: _produce(self._producer, outputs))
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Ends the transaction together with the group's offsets. Call it again, unchanged, after DependencyUnavailable.
+
+        Raises:
+            TransactionAborted: it cannot be committed; call `abort` and rewind.
+            DependencyUnavailable: no answer yet; the transaction is still open.
+            Fenced: another process took over.
+        """
+        if not self._committing:
+            self._begin()
+            offsets, metadata = topic_partitions(positions), self._source.group_metadata()
+            _ask(
+                "send_offsets_to_transaction",
+                lambda: self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S),
+            )
+            self._committing = True
+            failpoints.reached("after_offsets")
+        _ask("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        self._open = self._committing = False
+
+    def abort(self) -> None:
+        """Drops the open transaction, if any.
+
+        Raises:
+            DependencyUnavailable: no answer yet; call it again.
+        """
+        if self._open:
+            self._producer.purge()
+            _ask("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        self._open = self._committing = False
+
+    def close(self) -> None:
+        """Aborts what is open; never raises, since the broker drops it in any case when it times out."""
+        try:
+            self.abort()
+        except (DependencyUnavailable, TransactionAborted, Fenced) as error:
+            log.warning("transaction_left_open", error=str(error))
+
+    def _begin(self) -> None:
+        if not self._open:
+            _ask("begin_transaction", self._producer.begin_transaction)
+            self._open = True
+
+
+class AtLeastOnce:
+    """Outputs first, then the offsets: nothing is lost, and what lies between the two may be written twice."""
+
+    def __init__(self, settings: KafkaSettings, *, source: KafkaSource) -> None:
+        self._source = source
+        self._failed: list[str] = []
+        self._producer = Producer(
+            {
+                **_PRODUCER_DEFAULTS,
+                **client_settings(settings),
+                "enable.idempotence": True,
+                "delivery.report.only.error": True,
+                "on_delivery": lambda error, _: self._failed.append(str(error)),
+                "logger": CLIENT_LOG,
+            }
+        )
+
+    def send(self, outputs: Iterable[OutputRecord]) -> None:
+        """Hands records to the client; they are on the broker after `commit`."""
+        _ask("produce", lambda: _produce(self._producer, outputs))
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Waits for every record sent, then commits the offsets. Call it again after DependencyUnavailable.
+
+        Raises:
+            TransactionAborted: the client gave up on a record; rewind.
+            DependencyUnavailable: not all are acknowledged yet.
+        """
+        left = self._producer.flush(CALL_TIMEOUT_S)
+        if self._failed:
+            raise TransactionAborted(f"a record was not delivered: {self._failed[0]}")
+        if left:
+            raise DependencyUnavailable("kafka", f"{left} records are not acknowledged after {CALL_TIMEOUT_S:g} s")
+        self._source.commit(positions)
+
+    def abort(self) -> None:
+        """Forgets what was not sent yet; what was sent stays."""
+        self._producer.purge()
+        self._producer.flush(0)
+        self._failed.clear()
+
+    def close(self) -> None:
+        """Sends nothing more."""
+        self.abort()
+
+
+Delivery = ExactlyOnce | AtLeastOnce
+
+
+def open_delivery(kafka: KafkaSettings, delivery: DeliverySettings, *, source: KafkaSource) -> Delivery:
+    """The guarantee that the settings ask for.
+
+    Raises:
+        DependencyUnavailable: the transaction coordinator did not answer.
+    """
+    if delivery.guarantee == "exactly_once":
+        return ExactlyOnce(kafka, source=source)
+    return AtLeastOnce(kafka, source=source)
+
+
+def _ask(name: str, call: Callable[[], Any]) -> None:
+    """Makes a call of the client and says what its failure means (librdkafka's INTRODUCTION.md, "Transactional producer API")."""
+    try:
+        call()
+    except KafkaException as error:
+        cause = kafka_error(error)
+        if cause.txn_requires_abort():
+            raise TransactionAborted(f"{name}: {cause}") from error
+        if cause.retriable() and not cause.fatal():
+            raise DependencyUnavailable("kafka", f"{name}: {cause}") from error
+        raise Fenced(f"{name}: {cause}") from error
+
+
+def _produce(producer: Producer, outputs: Iterable[OutputRecord]) -> None:
+    for output in outputs:
+        arguments: dict[str, Any] = {"key": output.key, "value": output.value, "headers": list(output.headers)}
+        if output.partition is not None:
+            arguments["partition"] = output.partition
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            try:
+                producer.produce(output.topic, **arguments)
+                break
+            except BufferError as error:  # the client's queue is full: wait for the broker
+                if time.monotonic() > deadline:
+                    raise TransactionAborted(f"produce: the client's queue stayed full for {CALL_TIMEOUT_S:g} s") from error
+                producer.poll(0.1)
+    producer.poll(0)

@@ -1,0 +1,251 @@
+"""The prediction store in Redis: the only file that knows the client, the keys and the guard.
+
+One hash a listing, `<prefix>{<listing_id>}`: one field a task, and fields with an underscore for the rest (`_fields`).
+Whole batches travel in one script call, so the cost is one round trip, and no reader sees half of an update.
+
+The guard: an update is written when its (version, model epoch) is not below what is stored; a delete when its version
+is not below; and an update over a tombstone only when its version is above. So a write that is done again, or comes
+late, or comes from a process that was replaced meanwhile, changes nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from consumer.errors import DependencyUnavailable, SettingsError
+from consumer.prediction_json import task_from_json, task_to_json
+from consumer.records import Enriched, State, Tombstone
+
+_CONNECTIONS_MAX = 16
+_HEALTH_CHECK_SECONDS = 30
+
+# KEYS: listings. ARGV: model epoch, then the content hash of each. Returns index and hash of those that match.
+_UNCHANGED: Final = """
+local found = {}
+for i, key in ipairs(KEYS) do
+  local stored = redis.call('HMGET', key, '_content', '_model_epoch', '_deleted')
+  if stored[1] == ARGV[i + 1] and stored[2] == ARGV[1] and not stored[3] then
+    found[#found + 1] = i
+    found[#found + 1] = redis.call('HGETALL', key)
+  end
+end
+return found
+"""
+
+# KEYS: listings. ARGV: seconds to live (0: for ever), then for each listing its version, its model epoch (empty: a
+# delete), the number n of field and value items, and these n items. Returns index and hash of those that were refused.
+#
+# Versions are compared as decimal text: Lua's numbers are doubles and confuse 2^53 and 2^53+1.
+# HSET comes before the removal of fields that are no longer said: a full store refuses HSET as the script's first write
+# and nothing is lost; after a DEL it would no longer refuse, and grow above its limit.
+_WRITE: Final = """
+local function below(a, b)
+  local a_negative, b_negative = string.sub(a, 1, 1) == '-', string.sub(b, 1, 1) == '-'
+  if a_negative ~= b_negative then return a_negative end
+  if a_negative then a, b = string.sub(b, 2), string.sub(a, 2) end
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+
+local function refuses(stored, version, epoch)
+  local version0, epoch0, deleted = stored[1], stored[2], stored[3]
+  if not version0 or not string.match(version0, '^-?%d+$') then return false end
+  if below(version, version0) then return true end
+  if epoch == '' or below(version0, version) then return false end
+  return deleted or below(epoch, epoch0 or '0')
+end
+
+local ttl_seconds, refused, at = ARGV[1], {}, 2
+for i, key in ipairs(KEYS) do
+  local version, epoch, items = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local first, last = at + 3, at + 2 + items
+  at = last + 1
+  if refuses(redis.call('HMGET', key, '_version', '_model_epoch', '_deleted'), version, epoch) then
+    refused[#refused + 1] = i
+    refused[#refused + 1] = redis.call('HGETALL', key)
+  else
+    redis.call('HSET', key, unpack(ARGV, first, last))
+    if redis.call('HLEN', key) * 2 ~= items then
+      local kept = {}
+      for field = first, last, 2 do kept[ARGV[field]] = true end
+      for _, field in ipairs(redis.call('HKEYS', key)) do
+        if not kept[field] then redis.call('HDEL', key, field) end
+      end
+    end
+    if ttl_seconds == '0' then redis.call('PERSIST', key) else redis.call('EXPIRE', key, ttl_seconds) end
+  end
+end
+return refused
+"""
+
+
+class PredictionStore:
+    """Reads and writes listings' predictions, a batch at a time. Safe to share between threads.
+
+    Nothing connects before the first call. Every call may block for two times `socket_timeout_s` and raises
+    DependencyUnavailable when the store does not answer, refuses (loading, read-only, out of memory) or holds something
+    that is not a prediction.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`; never logged.
+        key_prefix: what precedes `{<listing_id>}`.
+        ttl_seconds: how long an entry lives after its last write; None is for ever.
+
+    Raises:
+        SettingsError: the URL cannot be read.
+    """
+
+    def __init__(self, url: str, *, key_prefix: str, ttl_seconds: int | None, socket_timeout_s: float = 5.0) -> None:
+        self._key_prefix = key_prefix
+        self._ttl_seconds = ttl_seconds or 0
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_timeout=socket_timeout_s,
+                socket_connect_timeout=socket_timeout_s,
+                health_check_interval=_HEALTH_CHECK_SECONDS,
+                max_connections=_CONNECTIONS_MAX,
+                # Once more at once, for the connection that a proxy closed while it was idle. Waiting is the caller's.
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            )
+        except (ValueError, TypeError):
+            raise SettingsError(  # not the client's words: they may quote a part of the URL
+                "redis.url: expected redis://[[user]:password@]host[:port][/database], rediss://… or unix://…, found "
+                "something else (in a password, / ? # @ and : are written as %2F %3F %23 %40 and %3A)"
+            ) from None
+        self._unchanged = self._client.register_script(_UNCHANGED)
+        self._write = self._client.register_script(_WRITE)
+
+    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int) -> dict[str, Enriched]:
+        """The stored predictions that still hold: same content, same model, not deleted. One round trip.
+
+        Args:
+            expected: listing id to the hash of what the model would see.
+        """
+        if not expected:
+            return {}
+        listing_ids = list(expected)
+        found = self._run(self._unchanged, self._keys(listing_ids), [str(model_epoch), *expected.values()])
+        states: dict[str, Enriched] = {}
+        for index, items in zip(found[::2], found[1::2], strict=True):
+            listing_id = listing_ids[index - 1]
+            try:
+                state = _state(listing_id, _pairs(items))
+            except ValueError:
+                continue  # somebody else wrote there: predicting again repairs it
+            if isinstance(state, Enriched):
+                states[listing_id] = state
+        return states
+
+    def write(self, states: Sequence[State], *, now_ms: int) -> list[State]:
+        """Writes the batch under the guard. One round trip; may be done again without harm.
+
+        Args:
+            states: at most one for a listing.
+            now_ms: since the epoch, for `_updated_ms`.
+
+        Returns:
+            For each input, in order, what the store holds after the call: the very same object when it was written,
+            else the newer state that was not overwritten.
+        """
+        if not states:
+            return []
+        listing_ids = [state.listing_id for state in states]
+        assert len(set(listing_ids)) == len(listing_ids), "a batch holds a listing once"
+        arguments: list[str] = [str(self._ttl_seconds)]
+        for state in states:
+            items = _fields(state, str(now_ms))
+            epoch = str(state.model_epoch) if isinstance(state, Enriched) else ""
+            arguments += (str(state.version), epoch, str(len(items)), *items)
+        refused = self._run(self._write, self._keys(listing_ids), arguments)
+        held = list(states)
+        for index, items in zip(refused[::2], refused[1::2], strict=True):
+            held[index - 1] = self._stored_state(listing_ids[index - 1], _pairs(items))
+        return held
+
+    def read(self, listing_ids: Sequence[str]) -> list[State | None]:
+        """What is stored for each, in order; None where there is nothing. One round trip."""
+        try:
+            pipeline = self._client.pipeline(transaction=False)
+            for key in self._keys(listing_ids):
+                pipeline.hgetall(key)
+            hashes: list[dict[bytes, bytes]] = pipeline.execute()
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        return [
+            self._stored_state(listing_id, fields) if fields else None
+            for listing_id, fields in zip(listing_ids, hashes, strict=True)
+        ]
+
+    def ping(self) -> None:
+        """Returns when the store answers. Raises: DependencyUnavailable."""
+        try:
+            self._client.ping()
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        """Closes all connections; a later call would open new ones."""
+        self._client.close()
+
+    def _keys(self, listing_ids: Iterable[str]) -> list[str]:
+        return [f"{self._key_prefix}{{{listing_id}}}" for listing_id in listing_ids]
+
+    def _run(self, script: Any, keys: list[str], arguments: list[str]) -> list[Any]:
+        """Runs a script by its hash, loading it into a store that does not know it (the client does that)."""
+        try:
+            answer: list[Any] = script(keys, arguments)
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        return answer
+
+    def _stored_state(self, listing_id: str, fields: Mapping[bytes, bytes]) -> State:
+        try:
+            return _state(listing_id, fields)
+        except ValueError as error:
+            key = self._keys([listing_id])[0]
+            raise DependencyUnavailable("redis", f"{key} holds what this service did not write: {error}") from error
+
+
+def _fields(state: State, now_ms: str) -> list[str]:
+    """Field, value, field, value … of the hash."""
+    if isinstance(state, Tombstone):
+        return ["_version", str(state.version), "_deleted", "1"]
+    items = [
+        *("_version", str(state.version), "_model", state.model, "_model_epoch", str(state.model_epoch)),
+        *("_content", state.content, "_updated_ms", now_ms),
+    ]
+    for task, prediction in state.predictions.items():
+        if task.startswith("_"):
+            raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
+        items += (task, task_to_json(prediction))
+    return items
+
+
+def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
+    """Raises: ValueError, when the hash is not one that `_fields` describes."""
+    try:
+        version = int(fields[b"_version"])
+        if b"_deleted" in fields:
+            return Tombstone(listing_id, version)
+        return Enriched(
+            listing_id=listing_id,
+            version=version,
+            content=fields[b"_content"].decode(),
+            predictions={name.decode(): task_from_json(value) for name, value in fields.items() if not name.startswith(b"_")},
+            model=fields[b"_model"].decode(),
+            model_epoch=int(fields[b"_model_epoch"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"expected the field {error.args[0].decode()}, found none") from error
+
+
+def _pairs(items: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+def _unavailable(error: redis.RedisError) -> DependencyUnavailable:
+    return DependencyUnavailable("redis", str(error) or type(error).__name__)

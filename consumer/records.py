@@ -1,0 +1,146 @@
+"""The values that flow through the pipeline, in the order in which they come to be."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from model.listing import Listing
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """One record as it was read, bytes untouched. `timestamp_ms` is the record's own, since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None = field(repr=False)
+    headers: Headers
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A decoded record: the listing as it is now, or its deletion (`listing` is None)."""
+
+    record: InputRecord
+    listing_id: str
+    version: int
+    listing: Listing | None
+
+    @property
+    def stated(self) -> Listing:
+        """The listing of a change that is no deletion."""
+        assert self.listing is not None
+        return self.listing
+
+
+class Stage(StrEnum):
+    """Where a record was rejected; `dlq.stage` of a dead letter."""
+
+    DECODE = "decode"
+    COVER = "cover"
+    FEATURES = "features"
+    INFERENCE = "inference"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that cannot be enriched, with the reason a person can act on."""
+
+    record: InputRecord
+    stage: Stage
+    reason: str
+
+
+class Outcome(StrEnum):
+    """How an enriched event came about.
+
+    PREDICTED: the model ran. REUSED: what the model sees has not changed since its last run, so that run's result stands.
+    SUPERSEDED: the store (or a later record of the same batch) holds a newer version, whose content this event repeats.
+    """
+
+    PREDICTED = "PREDICTED"
+    REUSED = "REUSED"
+    SUPERSEDED = "SUPERSEDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label of a task with its calibrated probability."""
+
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPrediction:
+    """One task's answer: labels (best first) of a classification, or value and 80 % interval of a regression."""
+
+    labels: tuple[Label, ...] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model speaks. A higher `epoch` may rewrite what a lower one wrote for the same listing version."""
+
+    name: str
+    version: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Enriched:
+    """A listing's predictions at one version.
+
+    Attributes:
+        content: hash of what the model saw, hex.
+        predictions: task name to answer.
+        model: `name@version`.
+    """
+
+    listing_id: str
+    version: int
+    content: str
+    predictions: dict[str, TaskPrediction]
+    model: str
+    model_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A listing that was deleted at `version`."""
+
+    listing_id: str
+    version: int
+
+
+State = Enriched | Tombstone
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one input record is answered with: a state on the enriched topic (a tombstone is a null value)."""
+
+    record: InputRecord
+    outcome: Outcome
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One record to produce."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None = field(repr=False)
+    headers: Headers
+    partition: int | None = None

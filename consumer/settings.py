@@ -1,0 +1,296 @@
+"""Every setting of the service, and the one place that reads the environment.
+
+`load_settings` lays environment variables over one TOML file. The file's `[kafka] group_id` is the environment's
+`CONSUMER_KAFKA__GROUP_ID`, and `CONSUMER_KAFKA__GROUP_ID_FILE` names a file that holds the value: so secrets come in.
+Names that do not exist are refused, so that a typing error cannot leave a default in force.
+
+The sources are laid over each other here rather than by a settings library, because each complaint must name the
+setting as the user wrote it, and must not show a secret.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+import model
+from consumer.errors import SettingsError
+
+_PREFIX = "CONSUMER_"
+_CONFIG = "CONSUMER_CONFIG"
+_FILE = "_FILE"
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+# Values that may hold a password: never shown in a message or a repr.
+_SECRET = frozenset({"redis.url", "kafka.properties", "schema_registry.url", "schema_registry.properties"})
+# Client properties that have a setting of their own; two sources of truth would disagree one day.
+_OWN_PROPERTIES = {
+    "bootstrap.servers": "kafka.bootstrap_servers",
+    "group.id": "kafka.group_id",
+    "group.protocol": "kafka.group_protocol",
+    "transactional.id": "kafka.transactional_id_prefix",
+}
+
+Property = str | int | float | bool
+Text = Annotated[str, Field(min_length=1)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class KafkaSettings(_Section):
+    """The broker, the topics and the group. `properties` go to librdkafka as they are."""
+
+    bootstrap_servers: Text = "localhost:9092"
+    group_id: Text = "listing-enricher"
+    input_topic: Topic = "catalogue.listings"
+    output_topic: Topic = "catalogue.listings.enriched"
+    dead_letter_topic: Topic = "catalogue.listings.dead-letters"
+    transactional_id_prefix: Text = "listing-enricher"
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    properties: dict[str, Property] = Field(default_factory=dict, repr=False)
+
+    @field_validator("properties")
+    @classmethod
+    def _leave_out_what_is_a_setting(cls, properties: dict[str, Property]) -> dict[str, Property]:
+        for name, setting in _OWN_PROPERTIES.items():
+            if name in properties:
+                raise ValueError(f"no {name!r}: say it as {setting}")
+        return properties
+
+    @model_validator(mode="after")
+    def _use_three_topics(self) -> "KafkaSettings":
+        topics = (self.input_topic, self.output_topic, self.dead_letter_topic)
+        if len(set(topics)) < len(topics):
+            raise ValueError("three different topics as input_topic, output_topic and dead_letter_topic")
+        return self
+
+
+class SchemaRegistrySettings(_Section):
+    """The schema registry. `properties` go to Confluent's client as they are."""
+
+    url: Text = Field(default="http://localhost:8081", repr=False)
+    properties: dict[str, Property] = Field(default_factory=dict, repr=False)
+
+
+class RedisSettings(_Section):
+    """The prediction store. Entries live `ttl_seconds` after their last write, or for ever when it is None."""
+
+    url: SecretStr = SecretStr("redis://localhost:6379/0")
+    key_prefix: str = "listing:"
+    ttl_seconds: int | None = Field(default=None, ge=1, le=10 * 365 * 86_400)
+
+    @field_validator("url")
+    @classmethod
+    def _have_a_known_scheme(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError("a URL that starts with " + ", ".join(_REDIS_SCHEMES[:-1]) + f" or {_REDIS_SCHEMES[-1]}")
+        return url
+
+    @field_validator("ttl_seconds", mode="before")
+    @classmethod
+    def _read_empty_as_none(cls, value: object) -> object:
+        return None if value == "" else value  # an environment variable cannot say None
+
+
+def _shipped_bundle() -> Path:
+    return Path(model.__file__).parent / "bundles" / "books"
+
+
+class ModelSettings(_Section):
+    """The model bundle, and what runs it on how many CPU threads."""
+
+    bundle: Path = Field(default_factory=_shipped_bundle)
+    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    allow_fallback: bool = True
+    threads: int = Field(default=1, ge=1, le=256)
+
+
+class BatchSettings(_Section):
+    """A batch closes at `max_records`, `max_cost` bytes of record values, or its oldest record's `max_linger_ms`."""
+
+    max_records: int = Field(default=256, ge=1, le=10_000)
+    max_linger_ms: int = Field(default=10, ge=0, le=60_000)
+    max_cost: int = Field(default=4_000_000, ge=1, le=1_000_000_000)
+    max_in_flight: int = Field(default=3, ge=1, le=64)
+
+
+class CoverSettings(_Section):
+    """Covers: whether those named by URL are fetched, from which hosts, and how large one may be."""
+
+    fetch: bool = False
+    allowed_hosts: tuple[Text, ...] = ()
+    max_bytes: int = Field(default=5_000_000, ge=1_000, le=100_000_000)
+    timeout_ms: int = Field(default=2_000, ge=1, le=60_000)
+
+
+class DeliverySettings(_Section):
+    """The guarantee, how long a transaction stays open, and the breaker (`max_consecutive_rejects`; 0 turns it off)."""
+
+    guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    transaction_ms: int = Field(default=100, ge=1, le=30_000)
+    max_consecutive_rejects: int = Field(default=1_000, ge=0, le=1_000_000_000)
+
+
+class HttpSettings(_Section):
+    """Where /livez, /readyz and /metrics listen; port 0 takes any free one."""
+
+    host: Text = "0.0.0.0"  # noqa: S104  a probe comes from outside the pod
+    port: int = Field(default=8080, ge=0, le=65_535)
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class StartupSettings(_Section):
+    """How long a start waits for what is not there yet; then the process ends with code 3."""
+
+    deadline_seconds: float = Field(default=60.0, ge=0.1, le=3_600)
+
+
+class ShutdownSettings(_Section):
+    """How long a stop may take to finish what is in flight. Keep it below the pod's grace period."""
+
+    drain_seconds: float = Field(default=25.0, ge=0.1, le=3_600)
+
+
+class HealthSettings(_Section):
+    """After how long without progress /livez fails."""
+
+    stall_seconds: float = Field(default=120.0, ge=1, le=86_400)
+
+
+class Settings(_Section):
+    """All settings, validated. Made by `load_settings`; parts of the service get their section, not this."""
+
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    schema_registry: SchemaRegistrySettings = Field(default_factory=SchemaRegistrySettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    batch: BatchSettings = Field(default_factory=BatchSettings)
+    covers: CoverSettings = Field(default_factory=CoverSettings)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    startup: StartupSettings = Field(default_factory=StartupSettings)
+    shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
+
+
+def load_settings(config: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of one TOML file with environment variables over it; `properties` of both are merged.
+
+    Args:
+        config: the TOML file; None takes the one that `CONSUMER_CONFIG` names, or none.
+        environ: the process's environment.
+
+    Raises:
+        SettingsError: one line for each wrong setting, with what was expected and what was found.
+    """
+    path = config if config is not None else Path(environ[_CONFIG]) if environ.get(_CONFIG) else None
+    tree = _read_toml(path) if path is not None else {}
+    origins: dict[str, str] = {}
+    complaints: list[str] = []
+    for variable in sorted(name for name in environ if name.startswith(_PREFIX) and name != _CONFIG):
+        setting = _VARIABLES.get(variable) or _VARIABLES.get(variable.removesuffix(_FILE))
+        if setting is None:
+            complaints.append(f"{variable}: no such setting{_suggestion(variable, [*_VARIABLES, _CONFIG])}")
+        elif setting in origins:
+            complaints.append(f"{setting}: expected one of {origins[setting]} and {variable}, found both")
+        else:
+            origins[setting] = variable
+            try:
+                _lay_over(tree, setting, _value_of(setting, variable, environ[variable]))
+            except ValueError as error:
+                complaints.append(f"{setting} ({variable}): {error}")
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        complaints += _complaints(error, origins, path)
+    if complaints:
+        raise SettingsError("\n".join(complaints))  # raised out here: the cause holds the values, secrets among them
+    return settings
+
+
+def _variables() -> dict[str, str]:
+    """Environment variable to setting, for all settings: CONSUMER_KAFKA__GROUP_ID to kafka.group_id."""
+    return {
+        f"{_PREFIX}{section}__{name}".upper(): f"{section}.{name}"
+        for section, field in Settings.model_fields.items()
+        for name in (field.annotation.model_fields if isinstance(field.annotation, type(BaseModel)) else ())
+    }
+
+
+_VARIABLES = _variables()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: expected a readable TOML file, found: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise SettingsError(f"{path}: expected a TOML file in UTF-8, found: {error}") from None
+
+
+def _value_of(setting: str, variable: str, text: str) -> Any:
+    """Raises: ValueError, whose message does not show the value."""
+    if variable not in _VARIABLES:
+        try:
+            text = Path(text).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as error:
+            # Not the path: who confuses the two variables writes the secret itself there.
+            raise ValueError(f"expected the path of a readable file, found: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError("expected a file in UTF-8, found other bytes in it") from None
+    if setting.endswith(".properties"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError("expected a JSON object, found something else") from None
+        return value
+    if setting == "covers.allowed_hosts":
+        return [host.strip() for host in text.split(",") if host.strip()]
+    return text
+
+
+def _lay_over(tree: dict[str, Any], setting: str, value: Any) -> None:
+    section, name = setting.split(".")
+    values = tree.setdefault(section, {})
+    if not isinstance(values, dict):
+        return  # the file has a plain value where a section belongs; validation says so
+    below = values.get(name)
+    values[name] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+
+
+def _complaints(error: ValidationError, origins: Mapping[str, str], path: Path | None) -> list[str]:
+    lines: dict[str, str] = {}  # the first complaint of a setting: each branch of a union has one
+    for found in error.errors(include_url=False):
+        setting = ".".join(str(part) for part in found["loc"][:2])
+        variable = origins.get(setting)
+        where = f"{setting} ({variable or path or 'environment'})"
+        if found["type"] == "extra_forbidden":
+            siblings = list(_VARIABLES.values()) if "." in setting else list(Settings.model_fields)
+            lines.setdefault(setting, f"{where}: no such setting{_suggestion(setting, siblings)}")
+            continue
+        expected = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if setting.endswith(".properties") and found["type"] != "value_error":
+            expected = "strings, numbers and booleans"  # the union's first branch would ask for a string only
+        hidden = setting in _SECRET or (variable or "").endswith(_FILE) or isinstance(found["input"], dict | BaseModel)
+        shown = "a value that is not shown" if hidden else repr(found["input"])[:80]
+        lines.setdefault(setting, f"{where}: expected {expected[0].lower()}{expected[1:]}, found {shown}")
+    return list(lines.values())
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,203 @@
+"""Logs and metrics: what an operator sees of the service.
+
+Logs are events with fields. Every metric stands in `Metrics` with its unit and meaning, and nowhere else.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from consumer.records import Answer, Rejected, Tombstone
+
+_STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
+_BATCH_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096, 10_000)
+
+PipelineStage = Literal["decode", "known", "features", "infer", "store", "produce", "commit"]
+
+
+def configure_logging(level: str, fmt: Literal["json", "console"]) -> None:
+    """Sends structlog's events and the standard library's records to stderr in one form. May be called again.
+
+    Args:
+        level: debug, info, warning or error; what is below is dropped.
+        fmt: "json" is one object a line with `timestamp` (ISO 8601, UTC), `level` and `event`; "console" is for people.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.UnicodeDecoder(),
+    ]
+    last: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if fmt == "json":
+        # dict_tracebacks would print local variables, and with them whatever secret they hold.
+        last += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    else:
+        plain = structlog.dev.plain_traceback
+        last.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request, with its URL, at info
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,  # so that a second call holds for loggers that were already used
+    )
+
+
+class Metrics:
+    """All metrics of one service, on a registry of their own, so that two services can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._count_records()
+        self._time_batches()
+        self._watch_the_world()
+        self._name_what_runs()
+
+    def _count_records(self) -> None:
+        self.records = Counter(
+            "enricher_records",
+            "Input records done with, by outcome: predicted, reused, superseded, deleted or dead_letter.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.dead_letters = Counter(
+            "enricher_dead_letters",
+            "Records written to the dead-letter topic, by the stage that rejected them.",
+            ["stage"],
+            registry=self.registry,
+        )
+        self.stale_writes = Counter(
+            "enricher_stale_writes",
+            "Writes that the store's version guard refused, because it held something newer.",
+            registry=self.registry,
+        )
+        for outcome in ("predicted", "reused", "superseded", "deleted", "dead_letter"):
+            self.records.labels(outcome)  # a rate over a series that does not exist yet misses its first event
+        for stage in ("decode", "cover", "features", "inference"):
+            self.dead_letters.labels(stage)
+
+    def _time_batches(self) -> None:
+        self.batch_records = Histogram(
+            "enricher_batch_records", "Records in a batch.", buckets=_BATCH_RECORDS, registry=self.registry
+        )
+        self.stage_seconds = Histogram(
+            "enricher_stage_seconds",
+            "Seconds that one batch spent in a stage: decode, known, features, infer, store, produce or commit.",
+            ["stage"],
+            buckets=_STAGE_SECONDS,
+            registry=self.registry,
+        )
+        self.latency_seconds = Histogram(
+            "enricher_latency_seconds",
+            "Seconds from a record's own timestamp to the commit of its outcome.",
+            buckets=_LATENCY_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight_batches = Gauge(
+            "enricher_in_flight_batches", "Batches that were read and are not committed.", registry=self.registry
+        )
+
+    def _watch_the_world(self) -> None:
+        self.lag_records = Gauge(
+            "enricher_lag_records",
+            "Records of an assigned partition after the committed offset.",
+            ["partition"],
+            registry=self.registry,
+        )
+        self.rebalances = Counter(
+            "enricher_rebalances",
+            "Changes of the assignment, by kind: assigned, revoked or lost.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.transactions = Counter(
+            "enricher_transactions",
+            "Kafka transactions, by result: committed or aborted.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.dependency_waits = Counter(
+            "enricher_dependency_waits",
+            "Times that work stopped because a dependency did not answer: kafka, redis or schema_registry.",
+            ["dependency"],
+            registry=self.registry,
+        )
+        for dependency in ("kafka", "redis", "schema_registry"):
+            self.dependency_waits.labels(dependency)
+        for result in ("committed", "aborted"):
+            self.transactions.labels(result)
+
+    def _name_what_runs(self) -> None:
+        self.model_info = Gauge(
+            "enricher_model_info",
+            "Always 1; the labels name the model that answers and what runs it.",
+            ["name", "version", "epoch", "backend"],
+            registry=self.registry,
+        )
+        self.backend_fallback = Gauge(
+            "enricher_backend_fallback",
+            "1 when the preferred inference backend could not be used and another one runs, else 0.",
+            registry=self.registry,
+        )
+        self.build_info = Gauge(
+            "enricher_build_info",
+            "Always 1; the labels name the service's version and its Python.",
+            ["version", "python"],
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def stage(self, name: PipelineStage) -> Iterator[None]:
+        """Observes in `enricher_stage_seconds` how long the block took, also when it raised."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(name).observe(time.perf_counter() - started)
+
+    def count_batch(self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, refused: int) -> None:
+        """Counts a batch's outcomes; `refused` writes were older than what the store holds."""
+        for answer in answers:
+            gone = answer.record.value is None or isinstance(answer.state, Tombstone)
+            self.records.labels("deleted" if gone else answer.outcome.value.lower()).inc()
+        for one in rejected:
+            self.records.labels("dead_letter").inc()
+            self.dead_letters.labels(one.stage.value).inc()
+        self.stale_writes.inc(refused)
+
+    def set_model(self, *, name: str, version: str, epoch: int, backend: str) -> None:
+        """Names the model that answers from now on, in place of an earlier one."""
+        self.model_info.clear()
+        self.model_info.labels(name, version, str(epoch), backend).set(1)
+
+    def set_build(self, *, version: str) -> None:
+        """Names the service's version."""
+        python = ".".join(str(part) for part in sys.version_info[:3])
+        self.build_info.labels(version, python).set(1)
+
+    def set_lag(self, records_by_partition: dict[int, int]) -> None:
+        """Lag of the partitions assigned now; those of others disappear."""
+        self.lag_records.clear()
+        for partition, records in records_by_partition.items():
+            self.lag_records.labels(str(partition)).set(records)

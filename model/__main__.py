@@ -1,0 +1,171 @@
+"""`python -m model`: train, evaluate, report, inspect. Exit codes: 0 done, 1 unexpected, 2 wrong usage, data or settings."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model.bundle import Bundle, BundleError
+from model.dataset import DataError, read_rows
+from model.tasks import TaskFileError, load_task_file, tasks_of
+
+app = typer.Typer(
+    help="The multi-task model of book listings: train it, judge it, look at it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# A pipe has no width: 80 columns would break every line of a table.
+_OUT = Console() if sys.stdout.isatty() else Console(width=160)
+_ERROR = Console(stderr=True)
+_THREADS = 2
+
+Data = Annotated[
+    list[Path], typer.Option("--data", help="A folder with train.jsonl.gz, valid.jsonl.gz and covers.zip; repeatable.")
+]
+BundleFolder = Annotated[Path, typer.Option("--bundle", help="The bundle's folder.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns what a user can mend into one line and exit code 2."""
+    try:
+        yield
+    except (BundleError, DataError, TaskFileError) as error:
+        _ERROR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def train(
+    data: Data,
+    tasks: Annotated[Path, typer.Option(help="The task file.")],
+    out: Annotated[Path, typer.Option(help="Where the bundle goes; the one there is replaced at the very end.")],
+    seed: Annotated[int, typer.Option(help="Two runs with one seed give the same figures.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each set, for a quick try.")] = None,
+    model_epoch: Annotated[
+        int | None, typer.Option(min=0, help="Orders models in the store; default: seconds since 1970.")
+    ] = None,
+) -> None:
+    """Trains the network for every task of a task file and writes a bundle.
+
+    Example: python -m model train --data ../shared/data/bookdepository --data ../shared/data/douban-zh
+    --data ../shared/data/goodreads --data ../shared/data/gutenberg --tasks model/books.toml --out /tmp/books --limit 2000
+    """
+    import torch
+
+    from model.train import train_bundle
+
+    torch.set_num_threads(_THREADS)
+    epoch = int(time.time()) if model_epoch is None else model_epoch
+    with _told():
+        bundle = train_bundle(
+            data,
+            load_task_file(tasks),
+            out,
+            seed=seed,
+            epoch=epoch,
+            limit=limit,
+            progress=lambda line: _OUT.print(line, markup=False, highlight=False),
+        )
+    _OUT.print(_metrics_table(bundle.manifest.metrics))
+    _OUT.print(f"{bundle.manifest.label} in {out}, {_megabytes(bundle):.1f} MB", markup=False)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFolder,
+    data: Data,
+    part: Annotated[str, typer.Option(help="Which part of the data.")] = "valid",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Metrics of every task, made with the bundle's own features and graph, beside the majority's.
+
+    Example: python -m model evaluate --bundle model/bundles/books --data ../shared/data/goodreads
+    """
+    from model.evaluate import evaluate as evaluated
+    from model.evaluate import open_session
+
+    with _told():
+        loaded = Bundle.load(bundle)
+        rows = read_rows(data, part=part, settings=loaded.manifest.features)
+        found = evaluated(
+            open_session(loaded.graph_path, threads=_THREADS),
+            loaded.extractor(),
+            rows,
+            tasks_of(loaded.manifest),
+            {spec.name: spec for spec in loaded.manifest.tasks},
+        )
+    if as_json:
+        answer = {each.name: {"rows": each.rows, **each.metrics} for each in found}
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+    else:
+        _OUT.print(_metrics_table({each.name: each.metrics for each in found}))
+
+
+@app.command()
+def report(
+    bundle: BundleFolder,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+) -> None:
+    """Learning curves, calibration, confusion and the per-task table as one HTML file that needs no network.
+
+    Example: python -m model report --bundle model/bundles/books --out report.html
+    """
+    from model.report import write_report
+
+    with _told():
+        write_report(Bundle.load(bundle), out)
+    _OUT.print(f"wrote {out}", markup=False)
+
+
+@app.command()
+def inspect(bundle: BundleFolder) -> None:
+    """The manifest, readable: what the bundle predicts, from what, how well, and where it comes from.
+
+    Example: python -m model inspect --bundle model/bundles/books
+    """
+    with _told():
+        loaded = Bundle.load(bundle)
+    manifest = loaded.manifest
+    _OUT.print(f"{manifest.label}, epoch {manifest.epoch}, {_megabytes(loaded):.1f} MB, seed {manifest.seed}")
+    table = Table("task", "kind", "labels", "asked only where missing", "first labels")
+    for task in manifest.tasks:
+        shown = ", ".join(task.labels[:4]) + (" …" if len(task.labels) > 4 else "")
+        table.add_row(task.name, task.kind, str(len(task.labels) or ""), task.asked_only_where_missing or "", shown)
+    _OUT.print(table)
+    for title, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for tensor in tensors:
+            _OUT.print(f"{title} {tensor.name}: {tensor.dtype} {list(tensor.shape)}", markup=False)
+    for name, spec in manifest.files.items():
+        _OUT.print(f"file {name}: {spec.size_bytes} bytes, sha256 {spec.sha256}", markup=False, soft_wrap=True)
+    _OUT.print(f"data: {manifest.data_fingerprint}", markup=False, soft_wrap=True)
+    _OUT.print(f"libraries: {manifest.library_versions}", markup=False, soft_wrap=True)
+    _OUT.print(_metrics_table(manifest.metrics))
+
+
+def _megabytes(bundle: Bundle) -> float:
+    return sum(spec.size_bytes for spec in bundle.manifest.files.values()) / 1e6
+
+
+_FIRST = {"accuracy": "accuracy", "micro_f1": "micro-F1", "mae": "mean absolute error"}
+
+
+def _metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
+    table = Table("task", "metric", "ours", "majority", "others")
+    for name, figures in metrics.items():
+        first = next(key for key in _FIRST if key in figures)
+        others = ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if key not in {first, "majority"})
+        table.add_row(name, _FIRST[first], f"{figures[first]:.3f}", f"{figures['majority']:.3f}", others)
+    return table
+
+
+if __name__ == "__main__":
+    app()

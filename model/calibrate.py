@@ -1,0 +1,116 @@
+"""From logits to numbers that mean what they say, settled on the validation part.
+
+A temperature for each single-label and ordinal task, a scale and a shift for each multi-label task, a threshold for each of
+its labels, and the shifts that turn a regression into an interval holding 80 % of the values.
+Source: Guo et al., ICML 2017, arXiv:1706.04599, for temperatures; Platt 1999 for scale and shift.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from model.dataset import Labels
+from model.tasks import Task
+
+_TEMPERATURES = np.geomspace(0.3, 6.0, 200)
+_INTERVAL = (0.10, 0.50, 0.90)
+_SLOPES = (0.1, 1.5)
+_SPREAD_MIN = 1e-9
+_THRESHOLD_STEPS = 60
+_THRESHOLD_RANGE = (0.05, 0.85)
+# A label's own threshold is drawn towards the task's as if so many rows had chosen that one: rare labels are noise.
+_PRIOR_ROWS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A task's last step: probabilities are softmax or sigmoid of logits * scale + shift.
+
+    Attributes:
+        low, shift, high: for a regression, added to logit * scale for the interval's lower end, the value itself (so that
+            as many are above as below) and the upper end.
+        thresholds: for a multi task, one a label.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    thresholds: tuple[float, ...] = ()
+
+
+def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibration:
+    """Fits the calibration of one task.
+
+    Args:
+        logits: float32 [rows, columns] of the validation rows, made without the input the label is read from.
+        labels: of the same rows; only those present are used. Without any the calibration changes nothing.
+    """
+    rows = np.flatnonzero(labels.present)
+    if not len(rows):
+        return Calibration(thresholds=(0.5,) * (task.width if task.entry.kind == "multi" else 0))
+    own, values = logits[rows], labels.values[rows]
+    if task.entry.kind == "regression":
+        scale = _slope(own[:, 0].astype(np.float64), values.astype(np.float64))
+        low, middle, high = np.quantile(values - own[:, 0] * scale, _INTERVAL)
+        return Calibration(scale=scale, shift=float(middle), low=float(low), high=float(high))
+    if task.entry.kind == "multi":
+        scale, shift = _platt(own, values)
+        probabilities = 1.0 / (1.0 + np.exp(-(own * scale + shift)))
+        return Calibration(scale=scale, shift=shift, thresholds=_thresholds(probabilities, values))
+    return Calibration(scale=_inverse_temperature(own, values, groups=list(task.groups.values())))
+
+
+def _inverse_temperature(logits: NDArray[np.float32], values: NDArray[np.int64], *, groups: Sequence[tuple[int, int]]) -> float:
+    """The factor with the least negative log-likelihood, within the true label's group where there are groups."""
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(values)
+    if groups:
+        inside = torch.zeros_like(scores, dtype=torch.bool)
+        for first, end in groups:
+            inside[(truth >= first) & (truth < end), first:end] = True
+        scores = scores.masked_fill(~inside, -1e9)
+    losses = [float(functional.cross_entropy(scores / temperature, truth)) for temperature in _TEMPERATURES]
+    return float(1.0 / _TEMPERATURES[int(np.argmin(losses))])
+
+
+def _slope(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """By how much differences between predictions must shrink to be those of the values: rows seen in training are
+    predicted too boldly where labels are noisy.
+    """
+    spread = float(predicted.var())
+    if spread < _SPREAD_MIN:
+        return 1.0
+    covariance = float(((predicted - predicted.mean()) * (values - values.mean())).mean())
+    return float(np.clip(covariance / spread, *_SLOPES))
+
+
+def _platt(logits: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[float, float]:
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(values)
+    parameters = torch.tensor([1.0, 0.0], requires_grad=True)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=40)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = functional.binary_cross_entropy_with_logits(scores * parameters[0] + parameters[1], truth)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    scale, shift = parameters.detach().tolist()
+    return float(scale), float(shift)
+
+
+def _thresholds(probabilities: NDArray[np.floating], values: NDArray[np.float32]) -> tuple[float, ...]:
+    """For each label the threshold with the best F1, drawn towards the one that is best for all labels together."""
+    candidates = np.linspace(*_THRESHOLD_RANGE, _THRESHOLD_STEPS)
+    hits = np.stack([((probabilities >= t) & (values > 0.5)).sum(axis=0) for t in candidates])  # [steps, labels]
+    given = np.stack([(probabilities >= t).sum(axis=0) for t in candidates])
+    true = values.sum(axis=0)
+    together = candidates[int(np.argmax(2 * hits.sum(axis=1) / np.maximum(given.sum(axis=1) + true.sum(), 1)))]
+    best = candidates[np.argmax(2 * hits / np.maximum(given + true, 1), axis=0)]
+    trust = true / (true + _PRIOR_ROWS)
+    return tuple(float(round(t, 4)) for t in trust * best + (1 - trust) * together)

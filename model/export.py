@@ -1,0 +1,149 @@
+"""The trained network to the ONNX graph that serves it.
+
+Token ids are int32 and gathered from int8 rows with a scale each, covers are uint8 and normalised inside, and calibration is
+part of the graph. There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not parse or runs badly.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.bundle import TensorSpec
+from model.calibrate import Calibration
+from model.features import Features, FeatureSettings
+from model.network import Network
+from model.tasks import Task
+
+OPSET = 18
+INPUTS = ("token_ids", "token_weights", "cover", "cover_present")
+_INT8_MAX = 127
+_COMPARED_ROWS = 128
+
+
+def quantised(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Rows of float32 as int8 [rows, D] and a scale each [rows]; a row of zeros has the scale 0."""
+    scales = np.abs(table).max(axis=1) / _INT8_MAX
+    rows = np.divide(table, scales[:, None], out=np.zeros_like(table), where=scales[:, None] > 0)
+    return np.rint(rows).astype(np.int8), scales.astype(np.float32)
+
+
+class ServingGraph(nn.Module):
+    """What is exported: table, network and calibration; one output for each task, and the embedding."""
+
+    def __init__(
+        self,
+        network: Network,
+        table: NDArray[np.float32],
+        tasks: Sequence[Task],
+        calibrations: Mapping[str, Calibration],
+    ) -> None:
+        super().__init__()
+        rows, scales = quantised(table)
+        self.register_buffer("table", torch.from_numpy(rows))  # int8 [rows, D]
+        self.register_buffer("scales", torch.from_numpy(scales))  # float32 [rows]
+        self.network = network
+        self._tasks = tuple(tasks)
+        self._calibrations = dict(calibrations)
+
+    def forward(self, token_ids: Tensor, token_weights: Tensor, cover: Tensor, cover_present: Tensor) -> tuple[Tensor, ...]:
+        """Args as in `Features`; returns the tasks' outputs in their order, then the embedding.
+
+        Returns:
+            single, ordinal, multi: probabilities float32 [B, labels]; regression: value, low and high [B, 3];
+            embedding: float32 [B, E] of length one.
+        """
+        batch, tokens = token_ids.shape
+        flat = token_ids.reshape(-1)  # [B * T]
+        rows = self.get_buffer("table").index_select(0, flat).float()  # [B * T, D]
+        rows = rows.reshape(batch, tokens, self.network.shape.table_width)  # [B, T, D]
+        weights = token_weights * self.get_buffer("scales").index_select(0, flat).reshape(batch, tokens)  # [B, T]
+        text = torch.bmm(weights.unsqueeze(1), rows).squeeze(1)  # [B, D]
+        logits, embedding = self.network(text, self.network.cover_branch(cover), cover_present)  # [B, K], [B, E]
+        parts = self.network.split(logits)
+        outputs = [_calibrated(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
+        return (*outputs, functional.normalize(embedding, dim=1))
+
+
+def _calibrated(task: Task, logits: Tensor, calibration: Calibration) -> Tensor:
+    if task.entry.kind == "regression":
+        shifts = torch.tensor([[calibration.shift, calibration.low, calibration.high]])
+        values = logits * calibration.scale + shifts  # [B, 3]
+        if task.entry.scale == "log":
+            return values.clamp(max=30.0).exp()
+        return values.clamp(0.0, 1.0) if task.entry.scale == "rank" else values
+    scores = logits * calibration.scale + calibration.shift
+    return scores.sigmoid() if task.entry.kind == "multi" else functional.softmax(scores, dim=1)
+
+
+def difference(graph: ServingGraph, session: onnxruntime.InferenceSession, features: Features) -> float:
+    """How far torch and ONNX Runtime are apart on these rows: the largest |a - b| / max(1, |b|) of any output."""
+    graph.eval()
+    largest = 0.0
+    for start in range(0, len(features), _COMPARED_ROWS):
+        part = features.rows(slice(start, start + _COMPARED_ROWS))
+        feed = part.as_feed()
+        with torch.no_grad():
+            ours = graph(*(torch.from_numpy(feed[name]) for name in INPUTS))
+        for one, other in zip(ours, session.run(None, feed), strict=True):
+            apart = np.abs(one.numpy() - other) / np.maximum(1.0, np.abs(other))
+            largest = max(largest, float(apart.max(initial=0.0)))
+    return largest
+
+
+def input_specs(settings: FeatureSettings) -> tuple[TensorSpec, ...]:
+    """The graph's inputs as the manifest states them."""
+    cover = ("batch", settings.cover_channels, settings.cover_height, settings.cover_width)
+    return (
+        TensorSpec(name="token_ids", dtype="int32", shape=("batch", "tokens")),
+        TensorSpec(name="token_weights", dtype="float32", shape=("batch", "tokens")),
+        TensorSpec(name="cover", dtype="uint8", shape=cover),
+        TensorSpec(name="cover_present", dtype="float32", shape=("batch", 1)),
+    )
+
+
+def output_specs(tasks: Sequence[Task], *, embedding_width: int) -> tuple[TensorSpec, ...]:
+    """The graph's outputs as the manifest states them."""
+    outputs = [
+        TensorSpec(name=task.name, dtype="float32", shape=("batch", 3 if task.entry.kind == "regression" else task.width))
+        for task in tasks
+    ]
+    return (*outputs, TensorSpec(name="embedding", dtype="float32", shape=("batch", embedding_width)))
+
+
+def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, output_names: Sequence[str]) -> None:
+    """Writes the graph with dynamic batch and token dimensions, weights inside the file."""
+    graph.eval()
+    example = Features(
+        token_ids=np.zeros((3, 7), dtype=np.int32),
+        token_weights=np.zeros((3, 7), dtype=np.float32),
+        cover=np.zeros((3, settings.cover_channels, settings.cover_height, settings.cover_width), dtype=np.uint8),
+        cover_present=np.zeros((3, 1), dtype=np.float32),
+    )
+    batch, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
+    for noisy in ("onnxscript", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)  # they tell of torchvision, which is not wanted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated parts
+        torch.onnx.export(
+            graph,
+            tuple(torch.from_numpy(example.as_feed()[name]) for name in INPUTS),
+            path,
+            input_names=list(INPUTS),
+            output_names=list(output_names),
+            dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch}, {0: batch}),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    onnx.checker.check_model(str(path))

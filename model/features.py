@@ -1,0 +1,302 @@
+"""What the model sees: the one path from listings and covers to arrays, used by training and by serving alike.
+
+Every field is tokens: n-grams of the texts, and publisher, author, format, language, currency and year as whole tokens. All
+are rows of one embedding table, so a field that is missing is simply absent. Weights are (1 + ln tf)·idf, scaled to length
+one within each family and by the family's weight.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.cover import InvalidCover, decode_cover
+from model.listing import Listing
+from model.text import FAMILIES, grams_of
+
+__all__ = ["FeatureExtractor", "FeatureSettings", "Features", "InvalidCover", "Vocabulary", "decode_cover"]
+
+PAD_ID = 0
+# Listings whose grams are made at once: large enough for numpy, small enough for the CPU's caches.
+_CHUNK_LISTINGS = 192
+_CHUNK_CHARACTERS = 50_000
+_BUCKET_BITS = 20
+_LOG_TF = (1.0 + np.log(np.arange(1, 257))).astype(np.float64)
+
+
+class FeatureSettings(BaseModel):
+    """How features are made; part of the bundle's manifest, so that serving makes them as training did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheme: Literal["grams-1"] = "grams-1"  # changes whenever the same text would give other hashes
+    family_weights: dict[str, float] = Field(
+        default_factory=lambda: {name: 0.7 if name in {"author", "description"} else 1.0 for name in FAMILIES}
+    )
+    tokens_max: int = Field(default=320, ge=1, le=4096)
+    title_characters_max: int = Field(default=1_000, ge=1)
+    description_characters_max: int = Field(default=3_000, ge=0)
+    authors_max: int = Field(default=8, ge=0)
+    author_characters_max: int = Field(default=200, ge=1)
+    char_sizes: tuple[int, int] = (2, 5)
+    cjk_sizes: tuple[int, int] = (1, 3)
+    cover_channels: Literal[1, 3] = 1
+    cover_height: int = Field(default=64, ge=8, le=512)
+    cover_width: int = Field(default=64, ge=8, le=512)
+
+
+class Vocabulary:
+    """The table's rows by hash: row 0 is padding, rows 1.. are the known grams in the order of their hashes.
+
+    Args:
+        hashes: uint32 [rows - 1], ascending, without repetition.
+        idf: float16 [rows - 1].
+        families: uint8 [rows - 1], index in `text.FAMILIES` of the family a gram was first counted in.
+
+    Raises:
+        ValueError: the arrays are not what is said above.
+    """
+
+    def __init__(self, *, hashes: NDArray[np.uint32], idf: NDArray[np.float16], families: NDArray[np.uint8]) -> None:
+        if hashes.dtype != np.uint32 or hashes.ndim != 1 or np.any(hashes[1:] <= hashes[:-1]):
+            raise ValueError("vocabulary: expected ascending uint32 hashes")
+        for name, array, dtype in (("idf", idf, np.float16), ("families", families, np.uint8)):
+            if array.dtype != dtype or array.shape != hashes.shape:
+                raise ValueError(
+                    f"vocabulary: expected {name} as {np.dtype(dtype)} {hashes.shape}, found {array.dtype} {array.shape}"
+                )
+        self.hashes = hashes
+        self.idf = idf
+        self.families = families
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table, padding included."""
+        return len(self.hashes) + 1
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """Reads what `save` wrote; nothing is unpickled.
+
+        Raises:
+            ValueError: the file is not a vocabulary.
+        """
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"hashes", "idf", "families"} - set(arrays.files)
+            if missing:
+                raise ValueError(f"{path.name}: expected the arrays hashes, idf and families, found no {sorted(missing)}")
+            return cls(hashes=arrays["hashes"], idf=arrays["idf"], families=arrays["families"])
+
+    def kept(self, rows: NDArray[np.integer[Any]]) -> "Vocabulary":
+        """Only some rows of the table, given ascending; padding is kept without being asked for."""
+        at = rows[rows != PAD_ID] - 1
+        return Vocabulary(hashes=self.hashes[at], idf=self.idf[at], families=self.families[at])
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, hashes=self.hashes, idf=self.idf, families=self.families)
+
+    def find(self, hashes: NDArray[np.uint32]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+        """Which of the hashes are known: their positions in `hashes` and their rows in the table."""
+        occupied, first, probes = self._buckets
+        buckets = hashes >> np.uint32(32 - _BUCKET_BITS)
+        at = np.flatnonzero(occupied[buckets])  # a twelfth of the buckets holds a gram: most unknown ones end here
+        wanted = hashes[at]
+        place = first[buckets[at]]
+        # The hashes of a bucket are ascending, so the place wanted is one past those that are smaller.
+        padded = self._padded_hashes
+        for _ in range(probes - 1):
+            place = place + (padded[place] < wanted)
+        hit = padded[place] == wanted
+        return at[hit], place[hit].astype(np.int64) + 1
+
+    @cached_property
+    def _buckets(self) -> tuple[NDArray[np.bool_], NDArray[np.int32], int]:
+        buckets = (self.hashes >> np.uint32(32 - _BUCKET_BITS)).astype(np.int64)
+        counts = np.bincount(buckets, minlength=2**_BUCKET_BITS)
+        first = (np.cumsum(counts) - counts).astype(np.int32)
+        return counts > 0, first, int(counts.max(initial=1))
+
+    @cached_property
+    def _padded_hashes(self) -> NDArray[np.uint32]:
+        return np.append(self.hashes, np.uint32(0xFFFFFFFF))
+
+    @cached_property
+    def idf_by_row(self) -> NDArray[np.float64]:
+        """float64 [rows]: exact, since float16 values are; row 0 has none."""
+        return np.concatenate([[0.0], self.idf.astype(np.float64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A batch as the model's graph takes it; the fields' names are the graph's inputs.
+
+    Attributes:
+        token_ids: int32 [batch, tokens], right-padded with PAD_ID.
+        token_weights: float32 [batch, tokens], 0 where padded.
+        cover: uint8 [batch, channels, height, width], 0 where there is none.
+        cover_present: float32 [batch, 1], 1 or 0.
+    """
+
+    token_ids: NDArray[np.int32]
+    token_weights: NDArray[np.float32]
+    cover: NDArray[np.uint8]
+    cover_present: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def as_feed(self) -> dict[str, NDArray[Any]]:
+        """The graph's inputs by name."""
+        return {
+            "token_ids": self.token_ids,
+            "token_weights": self.token_weights,
+            "cover": self.cover,
+            "cover_present": self.cover_present,
+        }
+
+    def rows(self, index: slice | NDArray[np.integer[Any]]) -> "Features":
+        """The rows of a slice or an array of positions, without the columns that are padding in all of them."""
+        ids = self.token_ids[index]
+        used = np.flatnonzero((ids != PAD_ID).any(axis=0))
+        width = max(1, int(used[-1]) + 1 if len(used) else 1)
+        return Features(
+            token_ids=np.ascontiguousarray(ids[:, :width]),
+            token_weights=np.ascontiguousarray(self.token_weights[index][:, :width]),
+            cover=self.cover[index],
+            cover_present=self.cover_present[index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The known tokens of a batch, flat: sorted by row, and by table row and family within it.
+
+    Attributes:
+        ids: int64 [tokens], rows of the table.
+        weights: float32 [tokens].
+        families: int64 [tokens].
+        counts: int64 [batch], tokens of each listing.
+    """
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    families: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+class FeatureExtractor:
+    """Listings and covers to `Features`. Holds no state between calls; may be shared by threads."""
+
+    def __init__(self, settings: FeatureSettings, vocabulary: Vocabulary) -> None:
+        unknown = set(settings.family_weights) ^ set(FAMILIES)
+        if unknown:
+            raise ValueError(f"family_weights: expected a weight for each of {', '.join(FAMILIES)}; wrong: {sorted(unknown)}")
+        self.settings = settings
+        self.vocabulary = vocabulary
+        self._family_weights = np.array([settings.family_weights[name] for name in FAMILIES], dtype=np.float64)
+
+    def extract(self, listings: Sequence[Listing], covers: Sequence[NDArray[np.uint8] | None]) -> Features:
+        """The features of a batch; a row's do not depend on the rows around it.
+
+        Args:
+            covers: what `decode_cover` returned for each listing, None where it has no usable cover.
+
+        Raises:
+            ValueError: listings and covers differ in number, or a cover has another shape than the settings say.
+        """
+        if len(listings) != len(covers):
+            raise ValueError(f"expected a cover or None for each of {len(listings)} listings, found {len(covers)}")
+        token_ids, token_weights = _padded(self.tokens(listings))
+        cover, cover_present = self._stacked(covers)
+        return Features(token_ids=token_ids, token_weights=token_weights, cover=cover, cover_present=cover_present)
+
+    def tokens(self, listings: Sequence[Listing]) -> Tokens:
+        """The tokens of a batch before padding, each with its family: what training drops fields from."""
+        chunks = [self._chunk_tokens(listings[start:end]) for start, end in _chunks(listings)]
+        if not chunks:
+            none = np.zeros(0, dtype=np.int64)
+            return Tokens(ids=none, weights=none.astype(np.float32), families=none, counts=none)
+        return Tokens(
+            ids=np.concatenate([chunk.ids for chunk in chunks]),
+            weights=np.concatenate([chunk.weights for chunk in chunks]),
+            families=np.concatenate([chunk.families for chunk in chunks]),
+            counts=np.concatenate([chunk.counts for chunk in chunks]),
+        )
+
+    def _chunk_tokens(self, listings: Sequence[Listing]) -> Tokens:
+        grams = grams_of(listings, self.settings)
+        found, rows = self.vocabulary.find(grams.hashes)
+        # One sort by (listing, table row, family) brings repetitions together.
+        families = np.int64(len(FAMILIES))
+        listing, family = np.divmod(grams.slots[found], families)
+        keys = np.sort((listing * np.int64(self.vocabulary.rows) + rows) * families + family)
+        begin = np.flatnonzero(np.diff(keys, prepend=-1))
+        times = np.diff(np.append(begin, len(keys)))
+        rest, family = np.divmod(keys[begin], families)
+        listing, ids = np.divmod(rest, np.int64(self.vocabulary.rows))
+        raw = _LOG_TF[np.minimum(times, len(_LOG_TF)) - 1] * self.vocabulary.idf_by_row[ids]
+        slots = listing * families + family
+        # bincount adds in order, so a row's sums do not depend on where it stands in the batch.
+        lengths = np.sqrt(np.bincount(slots, weights=raw * raw, minlength=len(listings) * len(FAMILIES)))
+        weights = (raw / lengths[slots] * self._family_weights[family]).astype(np.float32)
+        counts = np.bincount(listing, minlength=len(listings))
+        return _capped(Tokens(ids=ids, weights=weights, families=family, counts=counts), self.settings.tokens_max)
+
+    def _stacked(self, covers: Sequence[NDArray[np.uint8] | None]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        shape = (self.settings.cover_channels, self.settings.cover_height, self.settings.cover_width)
+        stacked = np.zeros((len(covers), *shape), dtype=np.uint8)
+        present = np.zeros((len(covers), 1), dtype=np.float32)
+        for row, cover in enumerate(covers):
+            if cover is None:
+                continue
+            if cover.shape != shape or cover.dtype != np.uint8:
+                raise ValueError(f"cover of row {row}: expected uint8 {shape}, found {cover.dtype} {cover.shape}")
+            stacked[row] = cover
+            present[row] = 1.0
+        return stacked, present
+
+
+def _chunks(listings: Sequence[Listing]) -> Iterator[tuple[int, int]]:
+    """Cuts a batch where the arrays would become large: one character may become 18 by normalisation (U+FDFA)."""
+    start, characters = 0, 0
+    for place, listing in enumerate(listings):
+        if place - start >= _CHUNK_LISTINGS or characters > _CHUNK_CHARACTERS:
+            yield start, place
+            start, characters = place, 0
+        characters += len(listing.title or "") + len(listing.description or "")
+    if listings:
+        yield start, len(listings)
+
+
+def _capped(tokens: Tokens, tokens_max: int) -> Tokens:
+    """Keeps the heaviest tokens of rows that have too many; among equals the first."""
+    if tokens.counts.max(initial=0) <= tokens_max:
+        return tokens
+    keep = np.ones(len(tokens.ids), dtype=np.bool_)
+    ends = np.cumsum(tokens.counts)
+    for row in np.flatnonzero(tokens.counts > tokens_max):
+        start, end = ends[row] - tokens.counts[row], ends[row]
+        order = np.argsort(-tokens.weights[start:end], kind="stable")
+        keep[start + order[tokens_max:]] = False
+    return Tokens(
+        ids=tokens.ids[keep],
+        weights=tokens.weights[keep],
+        families=tokens.families[keep],
+        counts=np.minimum(tokens.counts, tokens_max),
+    )
+
+
+def _padded(tokens: Tokens) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    batch, width = len(tokens.counts), max(1, int(tokens.counts.max(initial=0)))
+    ids = np.full((batch, width), PAD_ID, dtype=np.int32)
+    weights = np.zeros((batch, width), dtype=np.float32)
+    row = np.repeat(np.arange(batch), tokens.counts)
+    column = np.arange(len(tokens.ids)) - np.repeat(np.cumsum(tokens.counts) - tokens.counts, tokens.counts)
+    ids[row, column] = tokens.ids
+    weights[row, column] = tokens.weights
+    return ids, weights

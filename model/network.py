@@ -1,0 +1,128 @@
+"""The network: a listing's tokens and cover to one shared representation, and from it to every task.
+
+    token ids, weights ─ table ─ weighted sum ─┬────────────────── wide logits ──┐
+                                               └ projection ┐                    +─ logits of each task
+    cover ─ convolutions ─ pooling ─ fully connected ─ gate ┴ hidden ─ embedding ┘
+
+The wide part alone is a linear model of the n-grams, which is what it is started from; the deep part corrects it. Dimensions in
+the comments: B batch, T tokens, D table width, H hidden width, E embedding width, K columns of all tasks together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_COVER_FEATURES = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a network.
+
+    Attributes:
+        heads: task name to its columns, in the order of the tasks.
+        read_only: tasks whose loss does not reach table, trunk and cover branch.
+    """
+
+    table_rows: int
+    table_width: int
+    hidden_width: int
+    embedding_width: int
+    cover_channels: int
+    heads: Mapping[str, int]
+    read_only: frozenset[str] = frozenset()
+
+    @property
+    def columns(self) -> int:
+        return sum(self.heads.values())
+
+
+class CoverBranch(nn.Module):
+    """Convolution, pooling, fully connected: about 3 million multiplications for a cover of 64 x 64."""
+
+    def __init__(self, *, channels: int, dropout: float) -> None:
+        super().__init__()
+        widths = (channels, 16, 32, 64, _COVER_FEATURES)
+        # Batch normalisation is folded into the convolutions when the graph is exported.
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in pairwise(widths)
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.connected = nn.Linear(_COVER_FEATURES, _COVER_FEATURES)
+
+    def forward(self, cover: Tensor) -> Tensor:
+        """uint8 [B, channels, height, width] to float32 [B, 96]."""
+        pixels = (cover.float() - 127.5) / 64.0
+        maps = self.convolutions(pixels)  # [B, 96, height / 16, width / 16]
+        pooled = maps.mean(dim=(2, 3))  # [B, 96]
+        return functional.relu(self.connected(self.dropout(pooled)))
+
+
+class Network(nn.Module):
+    """The multi-task network without its table, which is kept apart: training updates it row by row."""
+
+    def __init__(self, shape: Shape, *, dropout: float) -> None:
+        super().__init__()
+        self.shape = shape
+        d, h, e, k = shape.table_width, shape.hidden_width, shape.embedding_width, shape.columns
+        self.cover_branch = CoverBranch(channels=shape.cover_channels, dropout=dropout)
+        self.text_projection = nn.Linear(d, h)
+        self.cover_projection = nn.Linear(_COVER_FEATURES, h)
+        self.cover_gate = nn.Linear(d + _COVER_FEATURES, h)
+        self.hidden = nn.Linear(h, h)
+        self.to_embedding = nn.Linear(h, e)
+        self.dropout = nn.Dropout(dropout)
+        self.wide = nn.Linear(d, k)
+        self.deep = nn.Linear(e, k, bias=False)
+        nn.init.zeros_(self.deep.weight)  # training begins at the linear model
+        shaping = [float(name not in shape.read_only) for name, width in shape.heads.items() for _ in range(width)]
+        self.register_buffer("shaping", torch.tensor(shaping), persistent=False)  # [K]
+
+    def forward(self, text: Tensor, cover_features: Tensor, cover_present: Tensor) -> tuple[Tensor, Tensor]:
+        """The representation's two results.
+
+        Args:
+            text: float32 [B, D], the weighted sum of the tokens' rows.
+            cover_features: float32 [B, 96] from `cover_branch`; anything where there is no cover.
+            cover_present: float32 [B, 1].
+        Returns:
+            Logits of all tasks side by side, float32 [B, K], and the embedding, float32 [B, E], before normalisation.
+        """
+        both = torch.cat([text, cover_features * cover_present], dim=1)  # [B, D + 96]
+        gate = torch.sigmoid(self.cover_gate(both)) * cover_present  # [B, H]
+        fused = self.text_projection(text) + gate * self.cover_projection(cover_features)  # [B, H]
+        hidden = functional.relu(self.hidden(self.dropout(functional.relu(fused))))  # [B, H]
+        embedding = self.to_embedding(self.dropout(hidden))  # [B, E]
+        inner = self.dropout(functional.relu(embedding))  # [B, E]
+        logits = self.wide(text) + self.deep(inner)  # [B, K]
+        if self.training and self.shape.read_only:
+            # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
+            apart = self.wide(text.detach()) + self.deep(inner.detach())  # [B, K]
+            logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
+        return logits, embedding
+
+    def split(self, logits: Tensor) -> dict[str, Tensor]:
+        """[B, K] to one [B, columns] for each task."""
+        parts = torch.split(logits, list(self.shape.heads.values()), dim=1)  # K is cut at the tasks' borders
+        return dict(zip(self.shape.heads, parts, strict=True))
+
+
+def weighted_sum(table: Tensor, token_ids: Tensor, token_weights: Tensor, offsets: Tensor) -> Tensor:
+    """Sums rows of the table over flat tokens; for training, where the gradient must stay sparse.
+
+    Args:
+        table: float32 [rows, D].
+        token_ids, token_weights: [tokens], the rows' tokens one after another; offsets: int64 [B], where each begins.
+    Returns:
+        float32 [B, D].
+    """
+    return functional.embedding_bag(
+        token_ids, table, offsets, mode="sum", sparse=True, per_sample_weights=token_weights
+    )  # [B, D]

@@ -1,0 +1,148 @@
+"""One HTML file about a bundle: per-task table, learning curves, calibration, confusion. No network, no script, no data rows."""
+
+import csv
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.bundle import Bundle, BundleError
+
+_CURVES, _EVALUATION = "curves.csv", "evaluation.json"
+_WIDTH, _HEIGHT, _MARGIN = 260, 170, 34
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #dde3ea }
+th:first-child, td:first-child { text-align: left }
+figure { display: inline-block; margin: .4rem } figcaption { font-weight: 600; font-size: .85rem }
+svg text { font: 10px system-ui, sans-serif; fill: #55606e }
+"""
+
+
+def write_report(bundle: Bundle, out: Path) -> None:
+    """Writes the report of what was measured when the bundle was made.
+
+    Raises:
+        BundleError: the bundle carries no curves or evaluation.
+    """
+    evaluations = json.loads(_text(bundle, _EVALUATION))
+    curves = list(csv.DictReader(_text(bundle, _CURVES).splitlines()))
+    manifest = bundle.manifest
+    body = [
+        f"<h1>{_escaped(manifest.label)}</h1>",
+        f"<p>{len(manifest.tasks)} tasks, trained in {manifest.settings.get('training_seconds', 0):.0f} s with seed "
+        f"{manifest.seed}; kept: {_escaped(str(manifest.settings.get('kept', '')))}. All figures are of the validation part.</p>",
+        "<h2>Tasks</h2>",
+        _table(evaluations),
+        "<h2>Learning curves</h2><p>The metric on the validation part after each epoch; epoch 0 is the linear start and "
+        "the last point the average of the last epochs.</p>",
+        *(_curve_figure(task, points) for task, points in _by_task(curves).items()),
+        "<h2>Calibration</h2><p>Of the answers given with a confidence (across), how many were right (up). The closer to "
+        "the diagonal, the more a confidence can be trusted; larger dots stand for more answers.</p>",
+        *(_reliability_figure(each) for each in evaluations if each["reliability"]),
+        "<h2>Confusion</h2><p>True label by row, predicted by column, each row as shares.</p>",
+        *(_confusion_figure(each) for each in evaluations if len(each["confusion"]) > 1),
+    ]
+    out.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escaped(manifest.label)}</title>'
+        f"<style>{_STYLE}</style>{''.join(body)}</html>\n",
+        encoding="utf-8",
+    )
+
+
+def _text(bundle: Bundle, name: str) -> str:
+    if name not in bundle.manifest.files:
+        raise BundleError(f"{bundle.path}: expected {name} in a bundle to report on, found none")
+    return (bundle.path / name).read_text(encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text)
+
+
+def _table(evaluations: Iterable[dict[str, Any]]) -> str:
+    rows = ["<tr><th>task</th><th>kind</th><th>rows</th><th>metric</th><th>ours</th><th>majority</th><th>others</th></tr>"]
+    for each in evaluations:
+        figures: dict[str, float] = dict(each["metrics"])
+        majority = figures.pop("majority")
+        first, value = next(iter(figures.items()))
+        others = ", ".join(f"{name} {number:.3f}" for name, number in list(figures.items())[1:])
+        cells = [each["name"], each["kind"], each["rows"], first, f"{value:.3f}", f"{majority:.3f}", others]
+        rows.append("<tr>" + "".join(f"<td>{_escaped(str(cell))}</td>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _by_task(curves: Sequence[dict[str, str]]) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for point in curves:
+        if point["part"] == "valid":
+            title = f"{point['task']}: {point['metric']}"
+            found.setdefault(title, []).append((float(point["epoch"]), float(point["value"])))
+    return found
+
+
+def _figure(caption: str, inner: str, *, width: int = _WIDTH, height: int = _HEIGHT) -> str:
+    return (
+        f'<figure><svg width="{width}" height="{height}" role="img" aria-label="{_escaped(caption)}">{inner}</svg>'
+        f"<figcaption>{_escaped(caption)}</figcaption></figure>"
+    )
+
+
+def _frame(labels: tuple[str, str, str, str]) -> str:
+    """Axes with the ends of both scales: left, right, bottom, top."""
+    left, right, low, high = labels
+    bottom, end = _HEIGHT - _MARGIN / 2, _WIDTH - 8
+    return (
+        f'<path d="M{_MARGIN} 8V{bottom}H{end}" fill="none" stroke="#9aa5b1"/>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">{left}</text>'
+        f'<text x="{end}" y="{_HEIGHT - 4}" text-anchor="end">{right}</text>'
+        f'<text x="{_MARGIN - 4}" y="{bottom}" text-anchor="end">{low}</text>'
+        f'<text x="{_MARGIN - 4}" y="16" text-anchor="end">{high}</text>'
+    )
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    """Pixels of a point whose coordinates are shares of the axes."""
+    width, height = _WIDTH - 8 - _MARGIN, _HEIGHT - _MARGIN / 2 - 8
+    return round(_MARGIN + x * width, 1), round(8 + (1 - y) * height, 1)
+
+
+def _curve_figure(caption: str, points: Sequence[tuple[float, float]]) -> str:
+    last = max(x for x, _ in points) or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    span = (high - low) or 1.0
+    path = " ".join("{},{}".format(*_at(x / last, (y - low) / span)) for x, y in points)
+    line = f'<polyline points="{path}" fill="none" stroke="#1668a8" stroke-width="2"/>'
+    return _figure(caption, _frame(("0", f"{last:.0f}", f"{low:.3f}", f"{high:.3f}")) + line)
+
+
+def _reliability_figure(each: dict[str, Any]) -> str:
+    (x0, y0), (x1, y1) = _at(0, 0), _at(1, 1)
+    dots = [f'<path d="M{x0} {y0}L{x1} {y1}" stroke="#c3ccd6" stroke-dasharray="4"/>']
+    for share, confidence, right in each["reliability"]:
+        x, y = _at(confidence, right)
+        dots.append(f'<circle cx="{x}" cy="{y}" r="{2 + 8 * share**0.5:.1f}" fill="#1668a8" fill-opacity=".6"/>')
+    return _figure(each["name"], _frame(("0", "1", "0", "1")) + "".join(dots))
+
+
+def _confusion_figure(each: dict[str, Any]) -> str:
+    counts: list[list[int]] = each["confusion"]
+    labels: list[str] = each["labels"]
+    cell = 12 if len(counts) > 12 else 20
+    names = 190
+    parts = []
+    for row, values in enumerate(counts):
+        total = sum(values) or 1
+        parts.append(f'<text x="{names - 6}" y="{row * cell + cell - 3}" text-anchor="end">{_escaped(labels[row][:30])}</text>')
+        for column, count in enumerate(values):
+            if count:
+                title = f"{labels[row]} → {labels[column]}: {count}"
+                parts.append(
+                    f'<rect x="{names + column * cell}" y="{row * cell}" width="{cell}" height="{cell}" fill="#1668a8" '
+                    f'fill-opacity="{count / total:.2f}"><title>{_escaped(title)}</title></rect>'
+                )
+    size = len(counts) * cell
+    parts.append(f'<rect x="{names}" y="0" width="{size}" height="{size}" fill="none" stroke="#9aa5b1"/>')
+    return _figure(each["name"], "".join(parts), width=names + size + 4, height=size + 4)

@@ -1,0 +1,345 @@
+"""The task file: which attributes the model predicts, from which sets and fields. Tasks are data, not code.
+
+    [bundle]                name and version of what is trained
+    [features], [training]  settings that differ from their defaults
+    [[task]]                name, kind, sets, field and, by kind, labels, bands or scale
+
+`load_task_file` validates it; `resolve` looks at training rows and settles the label sets.
+"""
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.bundle import Manifest, TaskKind, TaskSpec
+from model.features import FeatureSettings
+from model.text import language_code
+
+# Fields of a listing that the model sees. A task on one of them must not see it: see `Task.hidden_input`.
+INPUT_FIELDS = ("authors", "publisher", "description", "language", "year", "format", "currency")
+
+
+class TaskFileError(ValueError):
+    """The task file cannot be used; the message names file, line, field, what was expected and what was found."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleEntry(_Part):
+    name: str = Field(default="books", pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    version: str = Field(default="0.1.0", pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]*$")
+
+
+class LabelRule(_Part):
+    """How the label set is chosen from the training rows; without any, every label found is one.
+
+    Attributes:
+        commonest_per_set: only so many of each set.
+        min_rows: only labels with at least so many rows.
+        other: name of the label that takes what was left out; without it such rows have no label.
+        exclude: labels that are none ("Various" is not an author).
+    """
+
+    commonest_per_set: int | None = Field(default=None, ge=1)
+    min_rows: int = Field(default=1, ge=1)
+    other: str | None = None
+    exclude: tuple[str, ...] = ()
+
+
+class TaskEntry(_Part):
+    """One `[[task]]` of the file.
+
+    Attributes:
+        field: of the data's rows, where the label is read.
+        bands: for `ordinal`, the edges between bands, by currency.
+        scale: for `regression`, what is learned: the number, its logarithm, or a rank as a score in 0..1.
+        bands_shown: for `regression`, edges for a metric that compares with classifiers.
+        weight: of the task's loss.
+        shapes_representation: False lets the task read the shared representation without changing it, for labels that
+            are mostly noise.
+        start_c, start_alpha: regularisation of its linear model, see linear_start.py; C of the SVM, alpha of the ridge.
+        start_share: how much of the start's limited rank it may claim.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    kind: TaskKind
+    sets: tuple[str, ...] = Field(min_length=1)
+    field: str
+    labels: LabelRule = LabelRule()
+    bands: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    scale: Literal["linear", "log", "rank"] = "linear"
+    rank_within: str | None = None
+    bands_shown: tuple[float, ...] = ()
+    asked_only_where_missing: bool = False
+    weight: float = Field(default=1.0, gt=0)
+    shapes_representation: bool = True
+    start_c: float = Field(default=0.3, gt=0)
+    start_alpha: float = Field(default=5.0, gt=0)
+    start_share: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=5, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if (self.kind == "ordinal") != bool(self.bands):
+            raise ValueError("bands: expected edges by currency for an ordinal task and none for another")
+        if any(list(edges) != sorted(set(edges)) or not edges for edges in self.bands.values()):
+            raise ValueError("bands: expected ascending edges")
+        if self.kind != "regression" and (self.scale != "linear" or self.rank_within or self.bands_shown):
+            raise ValueError("scale, rank_within and bands_shown: expected for a regression only")
+        if (self.scale == "rank") != (self.rank_within is not None):
+            raise ValueError('rank_within: expected the field whose values are ranked apart, with scale = "rank"')
+        if self.asked_only_where_missing and self.field not in INPUT_FIELDS:
+            raise ValueError(f"asked_only_where_missing: expected a field the model sees: {', '.join(INPUT_FIELDS)}")
+        return self
+
+
+class TrainingSettings(_Part):
+    """How the network is trained. Learning rates, probabilities and sizes; see network.py and train.py."""
+
+    table_rows: int = Field(default=150_000, ge=16)
+    table_width: int = Field(default=80, ge=4)
+    hidden_width: int = Field(default=192, ge=4)
+    embedding_width: int = Field(default=96, ge=4, le=128)
+    linear_start: bool = True
+    epochs: int = Field(default=8, ge=1)
+    averaged_epochs: int = Field(default=3, ge=1)
+    batch_rows: int = Field(default=512, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    table_learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    token_dropout: float = Field(default=0.4, ge=0, lt=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    cover_dropout: float = Field(default=0.25, ge=0, lt=1)
+    hidden_input_probability: dict[str, float] = Field(
+        default_factory=lambda: {
+            "authors": 0.3, "publisher": 0.5, "description": 0.3, "language": 0.5, "year": 0.3, "format": 0.5,
+            "currency": 0.2,
+        }
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _known_inputs(self) -> Self:
+        if wrong := set(self.hidden_input_probability) - set(INPUT_FIELDS):
+            raise ValueError(f"hidden_input_probability: expected {', '.join(INPUT_FIELDS)}; found {sorted(wrong)}")
+        if wrong := {name for name, p in self.hidden_input_probability.items() if not 0 <= p < 1}:
+            raise ValueError(f"hidden_input_probability: expected 0 <= p < 1 for {sorted(wrong)}")
+        return self
+
+
+class TaskFile(_Part):
+    bundle: BundleEntry = BundleEntry()
+    features: FeatureSettings = FeatureSettings()
+    training: TrainingSettings = TrainingSettings()
+    task: tuple[TaskEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [task.name for task in self.task]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"task: the name {twice[0]} occurs twice")
+        return self
+
+
+def load_task_file(path: Path) -> TaskFile:
+    """Reads and validates a task file.
+
+    Raises:
+        TaskFileError: it cannot be read, is not TOML, or a field is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TaskFile.model_validate(tomllib.loads(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskFileError(f"{path}: expected a readable task file: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TaskFileError(f"{path}: not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, line = _place(first["loc"], text)
+        raise TaskFileError(f"{path}:{line}: {where}: {first['msg']}; found {str(first['input'])[:80]}") from error
+
+
+def _place(location: tuple[int | str, ...], text: str) -> tuple[str, int]:
+    """The field in words, and the line of the field or of its section."""
+    lines = text.splitlines()
+    parts = [str(part) for part in location]
+    if location[:1] == ("task",) and len(location) > 1 and isinstance(location[1], int):
+        headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*task\s*\]\]", line)]
+        start = headers[location[1]] if location[1] < len(headers) else 0
+        end = headers[location[1] + 1] if location[1] + 1 < len(headers) else len(lines)
+        keys, where = parts[2:], f"task {location[1] + 1}" + "".join(f", {part}" for part in parts[2:])
+    else:
+        start = next((n for n, line in enumerate(lines) if parts and re.match(rf"\s*\[{parts[0]}\]", line)), 0)
+        end, keys, where = len(lines), parts[1:], ".".join(parts) or "task file"
+    for key in keys[:1]:
+        for number in range(start, end):
+            if re.match(rf"\s*\[?{re.escape(key)}\b", lines[number]) or f".{key}" in lines[number]:
+                return where, number + 1
+    return where, start + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task with its label set settled.
+
+    Attributes:
+        rank_sizes: for scale "rank", the largest rank of each value of `rank_within` in the training rows.
+        spellings: for a task on authors, order-free key of a name to its label.
+    """
+
+    entry: TaskEntry
+    labels: tuple[str, ...] = ()
+    rank_sizes: dict[str, float] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @classmethod
+    def from_provenance(cls, values: Mapping[str, Any], *, labels: tuple[str, ...]) -> "Task":
+        """Reads what training left in the manifest's settings."""
+        return cls(
+            entry=TaskEntry.model_validate(values["entry"]),
+            labels=labels,
+            rank_sizes=dict(values["rank_sizes"]),
+            spellings=dict(values["spellings"]),
+        )
+
+    @property
+    def hidden_input(self) -> str | None:
+        """The input field that this task's label is read from: never shown together with the label."""
+        return self.entry.field if self.entry.field in INPUT_FIELDS else None
+
+    @property
+    def width(self) -> int:
+        """Columns of the head's output."""
+        return 1 if self.entry.kind == "regression" else len(self.labels)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, int]]:
+        """For an ordinal task, currency to (first label, one past the last)."""
+        groups, first = {}, 0
+        for key, edges in self.entry.bands.items():
+            groups[key] = (first, first + len(edges) + 1)
+            first += len(edges) + 1
+        return groups
+
+    def spec(self, *, thresholds: tuple[float, ...] = ()) -> TaskSpec:
+        """What the manifest says of this task."""
+        asked = self.entry.field if self.entry.asked_only_where_missing else None
+        return TaskSpec.model_validate(
+            {
+                "name": self.name,
+                "kind": self.entry.kind,
+                "labels": self.labels,
+                "thresholds": thresholds,
+                "group_field": "currency" if self.entry.kind == "ordinal" else None,
+                "groups": self.groups,
+                "asked_only_where_missing": asked,
+                "top_k": self.entry.top_k,
+            }
+        )
+
+
+def tasks_of(manifest: Manifest) -> list[Task]:
+    """The tasks as they were when the bundle was trained, to read labels with."""
+    return [Task.from_provenance(manifest.settings["tasks"][spec.name], labels=spec.labels) for spec in manifest.tasks]
+
+
+def name_key(name: str) -> str:
+    """An author's name without order, case and punctuation: "Dickens, Charles" is "Charles Dickens"."""
+    return " ".join(sorted(re.findall(r"\w+", name.casefold())))
+
+
+def label_texts(task: TaskEntry, row: Mapping[str, Any]) -> list[str]:
+    """The labels a row states for a task, as text, before any label set is applied."""
+    value = row.get(task.field)
+    if value is None or value in ("", []):
+        return []
+    if task.field == "language":
+        return [language_code(str(value))]
+    if isinstance(value, list):
+        return [str(entry) for entry in (value if task.kind == "multi" else value[:1])]
+    return [str(value)]
+
+
+def band_labels(bands: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    """`USD <8.43`, `USD 8.43-11.16`, … `USD >=21.25`."""
+    labels: list[str] = []
+    for key, edges in bands.items():
+        shown = [f"{edge:g}" for edge in edges]
+        middle = [f"{key} {low}-{high}" for low, high in pairwise(shown)]
+        labels += [f"{key} <{shown[0]}", *middle, f"{key} >={shown[-1]}"]
+    return tuple(labels)
+
+
+def resolve(entry: TaskEntry, rows_by_set: Mapping[str, Iterable[Mapping[str, Any]]]) -> Task:
+    """Settles a task's label set on the training rows.
+
+    Raises:
+        TaskFileError: one of its sets was not given, or no row has a label.
+    """
+    if missing := [name for name in entry.sets if name not in rows_by_set]:
+        raise TaskFileError(
+            f"task {entry.name}: expected the data of {', '.join(entry.sets)}, found no folder {', '.join(missing)}"
+        )
+    if entry.kind == "ordinal":
+        return Task(entry=entry, labels=band_labels(entry.bands))
+    if entry.kind == "regression":
+        return Task(entry=entry, rank_sizes=_rank_sizes(entry, rows_by_set))
+    spellings = _spellings(entry, rows_by_set)
+    counts = {
+        name: Counter(spellings.get(name_key(text), text) for row in rows_by_set[name] for text in label_texts(entry, row))
+        for name in entry.sets
+    }
+    labels = _chosen(entry.labels, counts)
+    if len(labels) < 2:
+        raise TaskFileError(f"task {entry.name}: expected at least 2 labels in field {entry.field}, found {labels}")
+    return Task(entry=entry, labels=labels, spellings={key: s for key, s in spellings.items() if s in set(labels)})
+
+
+def _chosen(rule: LabelRule, counts: Mapping[str, Counter[str]]) -> tuple[str, ...]:
+    total: Counter[str] = Counter()
+    for of_set in counts.values():
+        kept = Counter({label: n for label, n in of_set.items() if label not in rule.exclude})
+        # Ties are broken by the label, so that the choice does not depend on the order of the rows.
+        commonest = sorted(kept.items(), key=lambda item: (-item[1], item[0]))[: rule.commonest_per_set]
+        total.update(dict(commonest))
+    labels = sorted(label for label, n in total.items() if n >= rule.min_rows)
+    if rule.other is not None and rule.other not in labels:
+        labels.append(rule.other)
+    return tuple(labels)
+
+
+def _spellings(entry: TaskEntry, rows_by_set: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
+    if entry.field != "authors":
+        return {}
+    found: dict[str, Counter[str]] = {}
+    for name in entry.sets:
+        for row in rows_by_set[name]:
+            for text in label_texts(entry, row):
+                found.setdefault(name_key(text), Counter())[text] += 1
+    # A shop's page says "Charles Dickens", a catalogue "Dickens, Charles": the first is shown where it occurs.
+    return {key: min(names, key=lambda s: ("," in s, -names[s], s)) for key, names in found.items()}
+
+
+def _rank_sizes(entry: TaskEntry, rows_by_set: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, float]:
+    sizes: dict[str, float] = {}
+    if entry.rank_within is not None:
+        for name in entry.sets:
+            for row in rows_by_set[name]:
+                key, value = row.get(entry.rank_within), row.get(entry.field)
+                if key is not None and value is not None:
+                    sizes[str(key)] = max(sizes.get(str(key), 0.0), float(value))
+    return sizes

@@ -1,0 +1,250 @@
+"""From folders of data and a task file to a bundle.
+
+read rows ─ settle label sets ─ vocabulary ─ tokens ─ linear start ─ fit ─ calibrate on valid ─ export ─ evaluate ─ bundle
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from model.batches import Examples
+from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
+from model.calibrate import Calibration, calibrate
+from model.dataset import DataError, Rows, build_vocabulary, labels_of, read_rows
+from model.evaluate import Evaluation, evaluate, features_of, open_session
+from model.export import ServingGraph, difference, export_graph, input_specs, output_specs, quantised
+from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary
+from model.fit import CurvePoint, Trained, fit, task_logits
+from model.linear_start import LinearModels, factored, importance, linear_models
+from model.network import Network, Shape
+from model.tasks import Task, TaskFile, resolve
+
+CURVES, EVALUATION = "curves.csv", "evaluation.json"
+_GOLDEN_ROWS = 48
+_COMPARED_ROWS = 1000
+_DIFFERENCE_MAX = 1e-3
+_LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn")
+
+
+class ExportError(RuntimeError):
+    """The exported graph does not compute what was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What training leaves: the graph in torch, and all that the bundle says of it."""
+
+    graph: ServingGraph
+    trained: Trained
+    vocabulary: Vocabulary
+    tasks: tuple[Task, ...]
+    calibrations: dict[str, Calibration]
+    train: Rows
+    valid: Rows
+
+    def specs(self) -> dict[str, TaskSpec]:
+        return {task.name: task.spec(thresholds=self.calibrations[task.name].thresholds) for task in self.tasks}
+
+
+def train_bundle(
+    folders: Sequence[Path],
+    task_file: TaskFile,
+    out: Path,
+    *,
+    seed: int,
+    epoch: int,
+    limit: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Trains on the `train` parts, chooses and calibrates on `valid`, and writes the bundle.
+
+    Args:
+        epoch: the model's epoch, which orders models for the store.
+        limit: at most so many rows of each set and part.
+        progress: told what happens, one line at a time.
+
+    Raises:
+        DataError, TaskFileError: the data or the tasks cannot be used.
+        ExportError: ONNX Runtime does not give what torch gives.
+    """
+    started = time.monotonic()
+    outcome = train_graph(folders, task_file, seed=seed, limit=limit, progress=progress)
+
+    def fill(folder: Path) -> Manifest:
+        evaluations, apart = _write_files(folder, outcome, task_file.features)
+        return Manifest(
+            name=task_file.bundle.name,
+            version=task_file.bundle.version,
+            epoch=epoch,
+            tasks=tuple(outcome.specs().values()),
+            features=task_file.features,
+            inputs=input_specs(task_file.features),
+            outputs=output_specs(outcome.tasks, embedding_width=task_file.training.embedding_width),
+            metrics={each.name: each.metrics for each in evaluations},
+            data_fingerprint=f"train {outcome.train.fingerprint} valid {outcome.valid.fingerprint}",
+            settings=_provenance(task_file, outcome)
+            | {"torch_difference": apart, "training_seconds": round(time.monotonic() - started, 1)},
+            library_versions=_versions(),
+            seed=seed,
+        )
+
+    return write_bundle(out, fill)
+
+
+def train_graph(
+    folders: Sequence[Path],
+    task_file: TaskFile,
+    *,
+    seed: int,
+    limit: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Everything up to the calibrated graph in torch; arguments and errors as of `train_bundle`."""
+    torch.manual_seed(seed)
+    train = read_rows(folders, part="train", settings=task_file.features, limit=limit)
+    valid = read_rows(folders, part="valid", settings=task_file.features, limit=limit)
+    if not len(train) or not len(valid):
+        raise DataError(f"expected rows in train and valid of {[folder.name for folder in folders]}, found none")
+    by_set = train.by_set()
+    tasks = [resolve(entry, by_set) for entry in task_file.task]
+    progress(f"{len(train)} train rows, {len(valid)} valid rows, {len(tasks)} tasks")
+    vocabulary, models = _vocabulary(task_file, train, tasks, progress=progress)
+    extractor = FeatureExtractor(task_file.features, vocabulary)
+    examples, valid_examples = _examples(train, extractor, tasks), _examples(valid, extractor, tasks)
+    network, table = _initial(task_file, tasks, examples, vocabulary=vocabulary, models=models, seed=seed)
+    trained = fit(network, table, train=examples, valid=valid_examples, tasks=tasks, settings=task_file.training, seed=seed)
+    progress(f"kept: {trained.chosen}; calibrating")
+    served = _as_served(trained.table.numpy())
+    logits = task_logits(trained.network, torch.from_numpy(served), valid_examples, tasks)
+    calibrations = {
+        task.name: calibrate(task, logits[task.name], labels) for task, labels in zip(tasks, valid_examples.labels, strict=True)
+    }
+    return Outcome(
+        graph=ServingGraph(trained.network, served, tasks, calibrations),
+        trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
+    )  # fmt: skip
+
+
+def _vocabulary(
+    task_file: TaskFile, train: Rows, tasks: Sequence[Task], *, progress: Callable[[str], None]
+) -> tuple[Vocabulary, LinearModels | None]:
+    """The table's rows, and the linear models to start from.
+
+    Where there are too many grams, those are kept that the linear models of all tasks lean on most.
+    """
+    settings, rows_max = task_file.features, task_file.training.table_rows
+    if not task_file.training.linear_start:
+        return build_vocabulary(train.listings, settings, rows_max=rows_max), None
+    every = build_vocabulary(train.listings, settings)
+    examples = _examples(train, FeatureExtractor(settings, every), tasks)
+    models = linear_models(tasks, examples.labels, examples.tokens, table_rows=every.rows, progress=progress)
+    if every.rows <= rows_max:
+        return every, models
+    moved = importance(models, tasks, examples.tokens)
+    rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
+    share = moved[rows].sum() / moved.sum()
+    progress(f"kept {rows_max} of {every.rows} table rows, which make {share:.1%} of the linear models' decisions")
+    return every.kept(rows), models.kept(np.concatenate([[PAD_ID], rows]))
+
+
+def _examples(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Examples:
+    return Examples.of(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
+
+
+def _initial(
+    task_file: TaskFile, tasks: Sequence[Task], examples: Examples, *,
+    vocabulary: Vocabulary, models: LinearModels | None, seed: int,
+) -> tuple[Network, torch.Tensor]:  # fmt: skip
+    settings = task_file.training
+    shape = Shape(
+        table_rows=vocabulary.rows,
+        table_width=settings.table_width,
+        hidden_width=settings.hidden_width,
+        embedding_width=settings.embedding_width,
+        cover_channels=task_file.features.cover_channels,
+        heads={task.name: task.width for task in tasks},
+        read_only=frozenset(task.name for task in tasks if not task.entry.shapes_representation),
+    )
+    network = Network(shape, dropout=settings.dropout)
+    if models is None:
+        random = np.random.default_rng(seed)
+        table = random.normal(0, 0.1, (vocabulary.rows, settings.table_width)).astype(np.float32)
+        table[0] = 0
+        return network, torch.from_numpy(table)
+    start = factored(models, tasks, examples.tokens, width=settings.table_width)
+    with torch.no_grad():
+        network.wide.weight.copy_(torch.from_numpy(start.head_weight))
+        network.wide.bias.copy_(torch.from_numpy(start.head_bias))
+    return network, torch.from_numpy(start.table)
+
+
+def _as_served(table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The table after rounding to int8: calibration and the agreement with the graph must see what is served."""
+    rows, scales = quantised(table)
+    return rows.astype(np.float32) * scales[:, None]
+
+
+def _write_files(folder: Path, outcome: Outcome, settings: FeatureSettings) -> tuple[list[Evaluation], float]:
+    outputs = [*(task.name for task in outcome.tasks), "embedding"]
+    export_graph(outcome.graph, folder / GRAPH, settings=settings, output_names=outputs)
+    outcome.vocabulary.save(folder / VOCABULARY)
+    session = open_session(folder / GRAPH)
+    # Read back, so that what is evaluated is what is shipped.
+    extractor = FeatureExtractor(settings, Vocabulary.load(folder / VOCABULARY))
+    apart = difference(outcome.graph, session, _spread(outcome.valid, extractor, rows_max=_COMPARED_ROWS))
+    if apart > _DIFFERENCE_MAX:
+        raise ExportError(f"expected ONNX Runtime within {_DIFFERENCE_MAX} of torch, found {apart}")
+    _write_golden(folder / GOLDEN, session, _spread(outcome.valid, extractor, rows_max=_GOLDEN_ROWS))
+    evaluations = evaluate(session, extractor, outcome.valid, outcome.tasks, outcome.specs())
+    (folder / EVALUATION).write_text(json.dumps([each.as_json() for each in evaluations], ensure_ascii=False), encoding="utf-8")
+    with (folder / CURVES).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in dataclasses.fields(CurvePoint)])
+        writer.writerows(dataclasses.astuple(point) for point in outcome.trained.curves)
+    return evaluations, apart
+
+
+def _spread(rows: Rows, extractor: FeatureExtractor, *, rows_max: int) -> Features:
+    """Features of rows from the whole part, so that every set is among them; no text and no listing id."""
+    index = np.unique(np.linspace(0, len(rows) - 1, rows_max).astype(np.int64))
+    return features_of(extractor, rows, index, hidden=None)
+
+
+def _write_golden(path: Path, session: onnxruntime.InferenceSession, features: Features) -> None:
+    names = [output.name for output in session.get_outputs()]
+    save_golden(path, features, dict(zip(names, session.run(None, features.as_feed()), strict=True)))
+
+
+def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "training": task_file.training.model_dump(mode="json"),
+        "tasks": {
+            task.name: {
+                "entry": task.entry.model_dump(mode="json"),
+                "rank_sizes": task.rank_sizes,
+                "spellings": task.spellings,
+            }
+            for task in outcome.tasks
+        },
+        "calibration": {
+            name: {"scale": each.scale, "shift": each.shift, "low": each.low, "high": each.high}
+            for name, each in outcome.calibrations.items()
+        },
+        "kept": outcome.trained.chosen,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}

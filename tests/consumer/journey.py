@@ -1,0 +1,98 @@
+"""A pipeline among fakes, and what came out of it in short words."""
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import fastavro
+
+from consumer.batches import Outputs
+from consumer.health import Health
+from consumer.pipeline import Pipeline
+from consumer.prediction import Predictor
+from consumer.records import OutputRecord
+from consumer.settings import Settings
+from consumer.telemetry import Metrics
+from model.bundle import Bundle
+from tests.examples import ENRICHED_SCHEMA, ENVELOPE_SCHEMA, LISTING_SCHEMA
+from tests.fake_model import FakeBackend
+from tests.fakes import (
+    DEAD_LETTER_TOPIC,
+    ENRICHED_TOPIC,
+    FakeDelivery,
+    FakeKafka,
+    FakeSchemas,
+    FakeSource,
+    FakeStore,
+    StopWhen,
+    source_of,
+)
+
+
+class Journey:
+    """One replica of the service with everything around it faked. `settings` are sections: `batch={"max_records": 1}`."""
+
+    def __init__(self, bundle: Bundle, *, partitions: int = 1, keep_partition: bool = True, **settings: Any) -> None:
+        self.kafka = FakeKafka(partitions=partitions)
+        self.source = FakeSource(self.kafka)
+        self.delivery = FakeDelivery(self.kafka, self.source)
+        self.store = FakeStore()
+        self.schemas = FakeSchemas(LISTING_SCHEMA, ENVELOPE_SCHEMA)
+        self.backend = FakeBackend()
+        self.metrics = Metrics()
+        self.health = Health(stall_seconds=60, conditions=())
+        self.backend_thread = ThreadPoolExecutor(1)
+        self.stop: StopWhen | None = None
+        self.pipeline = Pipeline(
+            Settings.model_validate(settings),
+            source=self.source,
+            delivery=self.delivery,
+            store=self.store,
+            schemas=self.schemas,
+            predictor=Predictor(bundle, self.backend, cover_bytes_max=1_000_000),
+            backend_thread=self.backend_thread,
+            outputs=Outputs(ENRICHED_TOPIC, ENRICHED_SCHEMA, keep_partition, DEAD_LETTER_TOPIC),
+            metrics=self.metrics,
+            health=self.health,
+        )
+        self.source.before_revoked = self.pipeline.before_revoked
+        self.source.after_lost = self.pipeline.lost
+
+    def run(self, until: Callable[[], bool] | None = None, *, deadline_s: float = 10) -> "Journey":
+        """Runs on this thread until the condition holds (default: every offset is committed), then drains."""
+        self.stop = StopWhen(until or self.kafka.is_done, deadline_s)
+        self.pipeline.run(self.stop)
+        return self
+
+    def close(self) -> None:
+        self.backend.released.set()
+        self.backend_thread.shutdown()
+
+    def said(self) -> list[tuple[int, int, str]]:
+        """Partition, offset and answer of each committed output, in order."""
+        return [(*source_of(output), words(output)) for output in self.kafka.outputs]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+    def waits(self, dependency: str) -> float | None:
+        """How often the pipeline waited for a dependency."""
+        return self.metric("enricher_dependency_waits_total", dependency=dependency)
+
+
+def event_of(output: OutputRecord) -> dict[str, Any]:
+    """The enriched event as a reader decodes it."""
+    assert output.value is not None
+    event: Any = fastavro.schemaless_reader(io.BytesIO(output.value[5:]), ENRICHED_SCHEMA.schema, None)
+    return dict(event)
+
+
+def words(output: OutputRecord) -> str:
+    """`PREDICTED v3` of an enriched event, `deleted`, or `dead letter: stage`."""
+    if output.topic == DEAD_LETTER_TOPIC:
+        return f"dead letter: {(dict(output.headers)['dlq.stage'] or b'').decode()}"
+    if output.value is None:
+        return "deleted"
+    event = event_of(output)
+    return f"{event['outcome']} v{event['version']}"

@@ -1,0 +1,153 @@
+"""What an operator can rely on in the service's logs and metrics."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+import structlog
+from prometheus_client import generate_latest
+
+from consumer.telemetry import Metrics, configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_events_are_json_objects_with_time_level_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    """An event is one JSON object on one line, with a UTC time, its level and its fields."""
+    configure_logging("info", "json")
+    structlog.get_logger("consumer.pipeline").info("batch_committed", records=3, title="历史\nline")
+    [event] = logged(capsys)
+    at = datetime.fromisoformat(str(event.pop("timestamp")))
+    assert abs((datetime.now(UTC) - at).total_seconds()) < 60
+    assert event == {
+        "event": "batch_committed",
+        "level": "info",
+        "logger": "consumer.pipeline",
+        "records": 3,
+        "title": "历史\nline",
+    }
+
+
+def test_libraries_speak_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """What libraries log through the standard library, and warnings, have the same form."""
+    configure_logging("info", "json")
+    logging.getLogger("some.library").warning("lost %d messages", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)
+        warnings.warn("old", UserWarning, stacklevel=1)
+    first, second = logged(capsys)
+    assert (first["event"], first["level"], first["logger"]) == ("lost 3 messages", "warning", "some.library")
+    assert (second["level"], second["logger"]) == ("warning", "py.warnings")
+
+
+def test_what_is_below_the_level_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is below the level is dropped, and a second call changes level and form."""
+    log = structlog.get_logger("x")
+    configure_logging("warning", "json")
+    log.info("too_quiet")
+    logging.getLogger("y").info("too quiet")
+    assert logged(capsys) == []
+    configure_logging("debug", "console")
+    log.debug("loud", records=1)
+    text = capsys.readouterr().err
+    assert "loud" in text
+    assert "records=1" in text
+
+
+def test_an_exception_is_logged_without_the_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception is logged with its traceback, and without local variables: one may hold a password."""
+    configure_logging("info", "json")
+
+    def connect(password: str) -> None:
+        raise ConnectionError("refused")
+
+    for log in (structlog.get_logger("x").exception, logging.getLogger("y").exception):
+        try:
+            connect("hunter2" + "-and-more")
+        except ConnectionError:
+            log("failed")
+        text = capsys.readouterr().err
+        assert "ConnectionError: refused" in json.loads(text)["exception"]
+        assert "hunter2-and-more" not in text
+
+
+def test_every_metric_of_the_service_is_there_from_the_start() -> None:
+    """The names that dashboards and alerts use are there before anything happened, each with its meaning."""
+    metrics = Metrics()
+    text = generate_latest(metrics.registry).decode()
+    for name in (
+        "enricher_records_total",
+        "enricher_dead_letters_total",
+        "enricher_batch_records",
+        "enricher_stage_seconds",
+        "enricher_latency_seconds",
+        "enricher_in_flight_batches",
+        "enricher_lag_records",
+        "enricher_rebalances_total",
+        "enricher_transactions_total",
+        "enricher_dependency_waits_total",
+        "enricher_model_info",
+        "enricher_backend_fallback",
+        "enricher_stale_writes_total",
+        "enricher_build_info",
+    ):
+        [meaning] = [line for line in text.splitlines() if line.startswith(f"# HELP {name} ")]
+        assert meaning.endswith(".")
+    assert 'enricher_records_total{outcome="dead_letter"} 0.0' in text
+    assert 'enricher_dependency_waits_total{dependency="redis"} 0.0' in text
+
+
+def test_a_stage_is_timed_also_when_it_fails() -> None:
+    """A stage's time is observed when it returns and when it raises."""
+    metrics = Metrics()
+    with metrics.stage("decode"):
+        pass
+    with pytest.raises(KeyError), metrics.stage("decode"):
+        raise KeyError
+    assert metrics.registry.get_sample_value("enricher_stage_seconds_count", {"stage": "decode"}) == 2
+
+
+def test_the_model_that_answers_is_the_only_one_named() -> None:
+    """After a new model was set, the old one's series is gone."""
+    metrics = Metrics()
+    metrics.set_model(name="books", version="1.0.0", epoch=1, backend="onnxruntime")
+    metrics.set_model(name="books", version="1.1.0", epoch=2, backend="tensorrt")
+    metrics.set_build(version="0.1.0")
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    assert [line for line in lines if line.startswith("enricher_model_info{")] == [
+        'enricher_model_info{backend="tensorrt",epoch="2",name="books",version="1.1.0"} 1.0'
+    ]
+
+
+def test_lag_is_that_of_the_assigned_partitions() -> None:
+    """A partition that was given away shows no lag any more."""
+    metrics = Metrics()
+    metrics.set_lag({0: 5, 1: 0})
+    metrics.set_lag({1: 7})
+    lag = metrics.registry.get_sample_value
+    assert lag("enricher_lag_records", {"partition": "0"}) is None
+    assert lag("enricher_lag_records", {"partition": "1"}) == 7
+
+
+def test_two_services_in_one_process_count_apart() -> None:
+    """Two services in one process count apart."""
+    first, second = Metrics(), Metrics()
+    first.records.labels("predicted").inc()
+    assert second.registry.get_sample_value("enricher_records_total", {"outcome": "predicted"}) == 0

@@ -1,0 +1,290 @@
+"""Training on a small made-up shop, and what it writes: one path from data to a served bundle."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from model.bundle import Bundle
+from model.dataset import FAMILY_OF_FIELD, labels_of, read_rows
+from model.features import FeatureExtractor, FeatureSettings
+from model.tasks import Task, load_task_file, resolve
+from tests.model.examples import TASK_FILE, a_shop_folder, an_empty_listing
+
+torch = pytest.importorskip("torch", reason="the train extra is not installed")
+
+from model.__main__ import app  # noqa: E402 - after the check that torch is there
+from model.batches import Examples, batch_of, field_hidden, randomly_hidden, targets_of  # noqa: E402
+from model.dataset import build_vocabulary  # noqa: E402
+from model.evaluate import features_of, open_session  # noqa: E402
+from model.export import difference, export_graph, quantised  # noqa: E402
+from model.losses import squared_earth_movers_distance  # noqa: E402
+from model.train import Outcome, train_graph  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_shop_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def task_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tasks") / "tiny.toml"
+    path.write_text(TASK_FILE, encoding="utf-8")
+    return path
+
+
+def train(shop: Path, task_path: Path, out: Path, *more: str) -> Any:
+    """`python -m model train` in this process."""
+    return RUNNER.invoke(
+        app, ["train", "--data", str(shop), "--tasks", str(task_path), "--out", str(out), "--model-epoch", "5", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(shop: Path, task_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    result = train(shop, task_path, out)
+    assert result.exit_code == 0, result.output
+    return Bundle.load(out)
+
+
+def examples_of(shop: Path, task_path: Path) -> tuple[Examples, list[Task]]:
+    rows = read_rows([shop], part="train", settings=FeatureSettings())
+    tasks = [resolve(entry, rows.by_set()) for entry in load_task_file(task_path).task]
+    extractor = FeatureExtractor(FeatureSettings(), build_vocabulary(rows.listings, FeatureSettings()))
+    return Examples.of(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks]), tasks
+
+
+def test_a_label_never_stands_among_the_inputs(shop: Path, task_path: Path) -> None:
+    """Where a row's publisher counts as a label, its batch has no publisher token; where it is an input, no label."""
+    examples, tasks = examples_of(shop, task_path)
+    index = np.arange(len(examples))
+    hidden = randomly_hidden({"publisher": 0.5}, rows=len(index), random=np.random.default_rng(0))
+    batch = batch_of(examples, index, hidden=hidden)
+    present = targets_of(examples, tasks, index, hidden=hidden)["publisher"].present.numpy() > 0
+    publisher_ids = set(examples.tokens.ids[examples.tokens.families == FAMILY_OF_FIELD["publisher"]].tolist())
+    ends = np.append(batch.offsets.numpy()[1:], len(batch.token_ids))
+    shown = np.array([bool(publisher_ids & set(batch.token_ids[a:b].tolist())) for a, b in zip(batch.offsets, ends, strict=True)])
+    assert 100 < present.sum() < 300
+    np.testing.assert_array_equal(present, ~shown)
+
+
+def test_hiding_a_field_gives_what_a_listing_without_it_gives(shop: Path, task_path: Path) -> None:
+    """Training's hidden fields and serving's missing fields are the same arrays."""
+    rows = read_rows([shop], part="valid", settings=FeatureSettings())
+    extractor = FeatureExtractor(FeatureSettings(), build_vocabulary(rows.listings, FeatureSettings()))
+    examples = Examples.of(rows, extractor.tokens(rows.listings), [])
+    index = np.arange(20)
+    for field in ("publisher", "authors", "language", "currency"):
+        batch = batch_of(examples, index, hidden=field_hidden(field, rows=20))
+        served = features_of(extractor, rows, index, hidden=field)
+        np.testing.assert_array_equal(batch.token_ids.numpy(), served.token_ids[served.token_ids > 0])
+        np.testing.assert_array_equal(batch.token_weights.numpy(), served.token_weights[served.token_ids > 0])
+
+
+def test_a_small_shop_is_learned(trained: Bundle) -> None:
+    """On listings whose title tells, every task is far better than the majority's guess."""
+    metrics = trained.manifest.metrics
+    assert metrics["subject"]["accuracy"] > 0.95
+    assert metrics["themes"]["micro_f1"] > 0.8
+    assert metrics["publisher"]["accuracy"] > 0.9
+    assert metrics["price_band/EUR"]["accuracy"] > 0.8
+    assert metrics["page_count"]["mae"] < metrics["page_count"]["majority"] / 2
+
+
+def test_the_manifest_says_what_the_graph_takes_and_gives(trained: Bundle) -> None:
+    """Names, types and shapes in the manifest are those of the ONNX file, and the provenance is complete."""
+    manifest = trained.manifest
+    session = open_session(trained.graph_path, threads=1)
+    types = {"tensor(int32)": "int32", "tensor(float)": "float32", "tensor(uint8)": "uint8"}
+    for specs, nodes in ((manifest.inputs, session.get_inputs()), (manifest.outputs, session.get_outputs())):
+        assert [(s.name, s.dtype, list(s.shape)) for s in specs] == [(n.name, types[n.type], n.shape) for n in nodes]
+    assert manifest.epoch == 5
+    assert manifest.label == "tiny@0.1.0"
+    assert manifest.task("publisher").asked_only_where_missing == "publisher"
+    assert manifest.task("price_band").labels == ("EUR <10", "EUR 10-20", "EUR >=20")
+    assert set(manifest.library_versions) >= {"torch", "numpy", "onnxruntime"}
+    assert manifest.data_fingerprint.startswith("train ")
+
+
+def test_golden_outputs_are_what_the_graph_gives(trained: Bundle) -> None:
+    """The golden rows can be recomputed to rounding, in any batch."""
+    features, expected = trained.golden()
+    session = open_session(trained.graph_path, threads=1)
+    for rows in (slice(None), slice(0, 1), slice(5, 12)):
+        for name, values in zip(expected, session.run(None, features.rows(rows).as_feed()), strict=True):
+            np.testing.assert_allclose(values, expected[name][rows], atol=1e-5, rtol=1e-4)
+
+
+def test_outputs_mean_what_the_manifest_says(trained: Bundle) -> None:
+    """Probabilities sum to one or lie in 0..1, intervals hold their value, embeddings have length one."""
+    _, outputs = trained.golden()
+    np.testing.assert_allclose(outputs["subject"].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(outputs["price_band"].sum(axis=1), 1, atol=1e-5)
+    assert ((outputs["themes"] >= 0) & (outputs["themes"] <= 1)).all()
+    value, low, high = outputs["page_count"].T
+    assert (low <= value).all()
+    assert (value <= high).all()
+    assert (low > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(outputs["embedding"], axis=1), 1, atol=1e-5)
+
+
+def test_a_listing_that_says_nothing_gets_the_priors(trained: Bundle) -> None:
+    """Without text and cover the answer is unsure, finite, and not an error."""
+    nothing = trained.extractor().extract([an_empty_listing()], [None])
+    session = open_session(trained.graph_path, threads=1)
+    outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, nothing.as_feed()), strict=True))
+    assert all(np.isfinite(values).all() for values in outputs.values())
+    assert outputs["subject"].max() < 0.9
+
+
+def test_the_graph_holds_nothing_that_tensorrt_refuses(trained: Bundle) -> None:
+    """No control flow, no data-dependent shapes, no EmbeddingBag, weights inside the file, a supported opset."""
+    import onnx
+
+    model = onnx.load(str(trained.graph_path))
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"Loop", "If", "Scan", "NonZero", "SequenceConstruct", "Where", "EmbeddingBag", "ATen"}
+    assert {opset.domain for opset in model.opset_import} <= {"", "ai.onnx"}
+    assert 18 <= model.opset_import[0].version <= 20
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+def test_two_runs_with_one_seed_agree(trained: Bundle, shop: Path, task_path: Path, tmp_path: Path) -> None:
+    """The same seed, data and settings give the same metrics and outputs."""
+    assert train(shop, task_path, tmp_path / "again").exit_code == 0
+    again = Bundle.load(tmp_path / "again")
+    assert again.manifest.metrics == trained.manifest.metrics
+    for name, values in again.golden()[1].items():
+        np.testing.assert_array_equal(values, trained.golden()[1][name])
+
+
+def test_evaluate_gives_the_figures_of_the_manifest(trained: Bundle, shop: Path) -> None:
+    """`evaluate` on the validation part repeats what training measured, as JSON too."""
+    result = RUNNER.invoke(app, ["evaluate", "--bundle", str(trained.path), "--data", str(shop), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {name: {k: v for k, v in each.items() if k != "rows"} for name, each in found.items()} == {
+        name: pytest.approx(each) for name, each in trained.manifest.metrics.items()
+    }
+    table = RUNNER.invoke(app, ["evaluate", "--bundle", str(trained.path), "--data", str(shop)])
+    assert "majority" in table.stdout
+
+
+def test_inspect_and_report_show_the_bundle(trained: Bundle, tmp_path: Path) -> None:
+    """`inspect` prints the manifest; `report` writes one file that loads nothing from elsewhere."""
+    shown = RUNNER.invoke(app, ["inspect", "--bundle", str(trained.path)])
+    assert shown.exit_code == 0
+    assert "tiny@0.1.0" in shown.stdout
+    assert "page_count" in shown.stdout
+    result = RUNNER.invoke(app, ["report", "--bundle", str(trained.path), "--out", str(tmp_path / "report.html")])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") > 10
+    assert "http" not in text
+
+
+def test_what_the_user_can_mend_ends_with_exit_code_2(trained: Bundle, shop: Path, task_path: Path, tmp_path: Path) -> None:
+    """A wrong path, task file or bundle is one line that names it, not a traceback."""
+    wrong = [
+        train(tmp_path / "nowhere", task_path, tmp_path / "x"),
+        train(shop, tmp_path / "nowhere.toml", tmp_path / "x"),
+        RUNNER.invoke(app, ["inspect", "--bundle", str(tmp_path)]),
+        RUNNER.invoke(app, ["evaluate", "--bundle", str(trained.path), "--data", str(shop), "--part", "tset"]),
+        RUNNER.invoke(app, ["train", "--tasks", str(task_path)]),
+    ]
+    assert [result.exit_code for result in wrong] == [2] * 5
+    assert "nowhere" in wrong[0].output
+    assert "nowhere.toml" in wrong[1].output
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_teaches_with_an_example() -> None:
+    """Each command's --help shows how it is called."""
+    for command in ("train", "evaluate", "report", "inspect"):
+        assert f"python -m model {command}" in RUNNER.invoke(app, [command, "--help"]).stdout
+
+
+def test_rows_of_the_table_survive_rounding_to_int8() -> None:
+    """No entry is off by more than half a step of its row's scale, and rows of zeros stay zero."""
+    table: NDArray[np.float32] = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    table[0] = 0
+    rows, scales = quantised(table)
+    assert rows.dtype == np.int8
+    assert (np.abs(rows * scales[:, None] - table) <= scales[:, None] * 0.501).all()
+    assert not rows[0].any()
+
+
+def test_the_ordinal_loss_grows_with_the_distance() -> None:
+    """A guess one band off costs less than one two bands off; other currencies do not matter."""
+    logits = torch.zeros(3, 5)
+    logits[0, 0] = logits[1, 1] = logits[2, 2] = 20.0
+    truth = torch.zeros(3, dtype=torch.int64)
+    near, middle, far = squared_earth_movers_distance(logits, truth, groups=[(0, 3), (3, 5)]).tolist()
+    assert near == pytest.approx(0, abs=1e-4)
+    assert middle == pytest.approx(1, abs=1e-4)
+    assert far == pytest.approx(2, abs=1e-4)
+
+
+def test_torch_and_onnxruntime_agree_on_a_thousand_rows(shop: Path, task_path: Path, tmp_path: Path) -> None:
+    """For 1,000 made-up listings with and without covers, the exported graph gives what torch gives."""
+    task_file = load_task_file(task_path)
+    outcome = train_graph([shop], task_file, seed=3)
+    assert apart_on_a_thousand_rows(outcome, task_file.features, tmp_path) < 1e-4
+
+
+@pytest.mark.data
+def test_torch_and_onnxruntime_agree_on_a_thousand_real_rows(shared_data: Path, tmp_path: Path) -> None:
+    """The same for 1,000 real listings and every task of the shipped file, trained on a small share of the data."""
+    task_file = load_task_file(Path(__file__).parents[2] / "model" / "books.toml")
+    quick = task_file.training.model_copy(update={"epochs": 1, "linear_start": False, "table_rows": 20_000})
+    folders = [shared_data / name for name in ("bookdepository", "douban-zh", "goodreads", "gutenberg")]
+    outcome = train_graph(folders, task_file.model_copy(update={"training": quick}), seed=3, limit=1000)
+    assert apart_on_a_thousand_rows(outcome, task_file.features, tmp_path) < 1e-4
+
+
+def apart_on_a_thousand_rows(outcome: Outcome, settings: FeatureSettings, folder: Path) -> float:
+    names = [*(task.name for task in outcome.tasks), "embedding"]
+    export_graph(outcome.graph, folder / "graph.onnx", settings=settings, output_names=names)
+    extractor = FeatureExtractor(settings, outcome.vocabulary)
+    index = np.linspace(0, len(outcome.train) - 1, 1000).astype(np.int64)
+    features = features_of(extractor, outcome.train, index, hidden=None)
+    assert 0 < features.cover_present.mean() < 1
+    return difference(outcome.graph, open_session(folder / "graph.onnx", threads=1), features)
+
+
+SHIPPED = Path(__file__).parents[2] / "model" / "bundles" / "books"
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no bundle is shipped yet")
+def test_the_shipped_bundle_is_whole_small_and_better_than_the_majority() -> None:
+    """At most 16 MB, torch and ONNX Runtime agreed on 1,000 rows, and each task beats the simplest guess."""
+    bundle = Bundle.load(SHIPPED)
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) <= 16_000_000
+    assert bundle.manifest.settings["torch_difference"] < 1e-4
+    for name, figures in bundle.manifest.metrics.items():
+        if "mae" in figures:
+            assert figures["mae"] < figures["majority"], name
+        else:
+            assert figures.get("accuracy", figures.get("micro_f1", 0)) > figures["majority"], name
+    features, expected = bundle.golden()
+    for name, values in zip(expected, open_session(bundle.graph_path, threads=1).run(None, features.as_feed()), strict=True):
+        np.testing.assert_allclose(values, expected[name], atol=1e-4, rtol=1e-3)
