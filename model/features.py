@@ -111,7 +111,7 @@ class Vocabulary:
         padded = self._padded_hashes
         for _ in range(probes - 1):
             place = place + (padded[place] < wanted)
-        hit = padded[place] == wanted
+        hit = (padded[place] == wanted) & (place < len(self.hashes))  # the end's filler is itself a possible hash
         return at[hit], place[hit].astype(np.int64) + 1
 
     @cached_property

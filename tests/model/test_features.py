@@ -193,6 +193,15 @@ def test_crowded_hashes_are_all_found() -> None:
     assert rows.tolist() == list(range(400, 0, -1))
 
 
+def test_the_largest_hash_is_found_only_where_it_is_known() -> None:
+    """The hash of all ones, next to which the table ends, is no exception."""
+    for known, expected in (([2**32 - 3], []), ([2**32 - 3, 2**32 - 1], [2])):
+        size = len(known)
+        hashes = np.array(known, dtype=np.uint32)
+        vocabulary = Vocabulary(hashes=hashes, idf=np.ones(size, np.float16), families=np.zeros(size, np.uint8))
+        assert vocabulary.find(np.array([2**32 - 1], dtype=np.uint32))[1].tolist() == expected
+
+
 def test_vocabulary_arrays_are_checked() -> None:
     """Unsorted hashes or a missing value would silently give other features, so they are refused."""
     two: NDArray[np.uint32] = np.array([5, 3], dtype=np.uint32)

@@ -1,0 +1,99 @@
+"""Calibration and metrics: that the numbers mean what their names say."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the train extra is not installed")
+
+from model import metrics
+from model.calibrate import calibrate
+from model.dataset import Labels
+from model.tasks import Task, TaskEntry
+
+pytestmark = pytest.mark.torch
+
+RANDOM = np.random.default_rng(5)
+
+
+def a_task(kind: str, *labels: str, **values: Any) -> Task:
+    entry = TaskEntry.model_validate({"name": "t", "kind": kind, "sets": ["shop"], "field": "x"} | values)
+    return Task(entry=entry, labels=labels)
+
+
+def all_present(values: Any) -> Labels:
+    return Labels(values=values, present=np.ones(len(values), dtype=np.bool_))
+
+
+def softmax(logits: Any) -> Any:
+    each = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return each / each.sum(axis=1, keepdims=True)
+
+
+def test_boastful_probabilities_are_brought_down_to_earth() -> None:
+    """Logits three times too large get a scale of about a third, and the calibration error nearly vanishes."""
+    honest = RANDOM.normal(size=(4000, 3)) * 1.5
+    truth = np.array([RANDOM.choice(3, p=p) for p in softmax(honest)])
+    boastful = (honest * 3).astype(np.float32)
+    scale = calibrate(a_task("single", "a", "b", "c"), boastful, all_present(truth)).scale
+    assert scale == pytest.approx(1 / 3, rel=0.15)
+    before = metrics.single_label(softmax(boastful), truth)
+    after = metrics.single_label(softmax(boastful * scale), truth)
+    assert after["accuracy"] == before["accuracy"]
+    assert after["ece"] < 0.03 < before["ece"]
+
+
+def test_the_interval_holds_four_of_five_values() -> None:
+    """On noisy numbers the interval covers 80 %, the value is the middle, and bold predictions are shrunk."""
+    signal, noise = RANDOM.normal(size=2000), RANDOM.exponential(size=2000)
+    values = (5 + 0.5 * signal + noise).astype(np.float32)
+    found = calibrate(a_task("regression"), signal[:, None].astype(np.float32), all_present(values))
+    centre = signal * found.scale
+    assert found.scale == pytest.approx(0.5, abs=0.1)
+    assert found.low < found.shift < found.high
+    assert ((centre + found.low <= values) & (values <= centre + found.high)).mean() == pytest.approx(0.8, abs=0.01)
+    assert (values > centre + found.shift).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_thresholds_of_common_labels_are_their_own_and_of_rare_ones_shared() -> None:
+    """A label with many rows has the threshold that suits it; one with a single row has nearly everyone's."""
+    rows = 3000
+    logits = RANDOM.normal(size=(rows, 3)).astype(np.float32) * 2
+    truth = (RANDOM.random((rows, 3)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    truth[:, 2] = 0
+    truth[0, 2] = 1
+    found = calibrate(a_task("multi", "a", "b", "rare"), logits, all_present(truth))
+    assert len(found.thresholds) == 3
+    assert found.scale > 0.5
+    shared = np.mean(found.thresholds[:2])
+    assert found.thresholds[2] == pytest.approx(shared, abs=0.1)
+
+
+def test_a_task_without_validation_rows_is_left_as_it_is() -> None:
+    """Nothing to learn from is no error."""
+    nobody = Labels(values=np.zeros((4, 2), np.float32), present=np.zeros(4, np.bool_))
+    found = calibrate(a_task("multi", "a", "b"), np.zeros((4, 2), np.float32), nobody)
+    assert (found.scale, found.shift, found.thresholds) == (1.0, 0.0, (0.5, 0.5))
+
+
+def test_metrics_of_a_small_example_are_those_counted_by_hand() -> None:
+    """Accuracy, top-5, F1, errors and majorities of rows one can count."""
+    probabilities = np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
+    truth = np.array([0, 1, 1, 1])
+    single = metrics.single_label(probabilities, truth)
+    assert single["accuracy"] == 0.75
+    assert single["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert single["top_5"] == 1.0
+    assert metrics.majority_accuracy(truth) == 0.75
+
+    several = np.array([[1, 0], [1, 1], [0, 0], [1, 1]], dtype=np.float32)
+    assert metrics.multi_label(probabilities, several, (0.5, 0.5))["micro_f1"] == pytest.approx(2 * 3 / (4 + 5))
+    assert metrics.majority_micro_f1(several) == pytest.approx(2 * 5 / (8 + 5))
+
+    numbers = np.array([[1.0, 0.0, 2.0], [2.0, 1.0, 3.0], [3.0, 2.0, 9.0]], dtype=np.float32)
+    regression = metrics.regression(numbers, np.array([1.0, 4.0, 8.0]))
+    assert regression["mae"] == pytest.approx(7 / 3)
+    assert regression["spearman"] == pytest.approx(1.0)
+    assert regression["coverage"] == pytest.approx(2 / 3)
+    assert metrics.in_bands(np.array([1.0, 2.0, 5.0]), [2, 4]).tolist() == [0, 1, 2]
