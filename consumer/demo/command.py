@@ -1,9 +1,12 @@
 """`consumer demo`: a whole shop in one process, and what it shows."""
 
 import math
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -31,13 +34,13 @@ def run_demo(*, listings: Path | None, seconds: float | None, console: Console) 
         listings: a JSON lines file of one's own instead of the listings that ship.
         seconds: stop after this long, with what is done by then; None: play to the end.
     Returns:
-        The process's exit code: 0, also when stopped by Ctrl-C, or that of the error it prints.
+        The process's exit code: 0, also when stopped by Ctrl-C or SIGTERM, or that of the error it prints.
     """
     with tempfile.TemporaryDirectory(prefix="demo-log-") as folder:
         log = Path(folder) / "service.log"
         try:
             catalogue = shipped_listings() if listings is None else own_listings(listings)
-            with logs_in(log):
+            with logs_in(log), _sigterm_as_ctrl_c():
                 story = _run(catalogue, own_file=listings is not None, seconds=seconds, console=console)
         except KeyboardInterrupt:
             console.print("Stopped. Broker and store are gone with all they held.")
@@ -83,6 +86,19 @@ def _run(catalogue: Sequence[DemoListing], *, own_file: bool, seconds: float | N
             stored=_stored_entries(settings),
             own_file=own_file,
         )
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM unwind as Ctrl-C does: dying at once would leave broker and store behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _stored_entries(settings: Settings) -> int:

@@ -34,7 +34,7 @@ class Shop(Protocol):
     """What a scenario needs of the running demo; `running.RunningShop` is the real one. Each call may raise TimeIsUp."""
 
     def publish(self, listing: DemoListing, *, version: int, changes: dict[str, Any] | None = None) -> None: ...
-    def publish_broken(self, event: BrokenEvent) -> None: ...
+    def publish_broken(self, events: Sequence[BrokenEvent]) -> None: ...
     def delete(self, listing_id: str, *, version: int) -> None: ...
     def wait_until_answered(self, phase: str) -> None:
         """Raises: EnricherError, when the service stopped or answers no more."""
@@ -106,8 +106,7 @@ def _play_burst(
     started_s = time.monotonic()
     for listing in offered[:middle]:
         shop.publish(listing, version=version)
-    for event in broken:
-        shop.publish_broken(event)
+    shop.publish_broken(broken)
     for listing in offered[middle:]:
         shop.publish(listing, version=version)
     shop.wait_until_answered("all at once")
