@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test check bench train images lock clean
+.PHONY: help setup setup-dev demo test faults check bench train images lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -46,6 +46,10 @@ check: setup-dev  ## lint, format, types, import rules
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+
+faults: setup-dev  ## kills, outages and rebalances on real servers; FAULT_ROUNDS=20 for the long form
+	@$(PY) -m tests.infrastructure prepare
+	@FAULTS=1 $(PY) -m pytest -s tests/faults --timeout=7200 $(ARGS)
 
 bench: setup-dev  ## the service against the bare model and a bare client loop, as ratios
 	@$(PY) -m tests.infrastructure prepare

@@ -178,6 +178,34 @@ def get(listing_ids: Annotated[list[str], typer.Argument(metavar="LISTING_ID..."
 
 
 @app.command()
+def rebuild(config: Config = None) -> None:
+    """Fills the store from the enriched topic, e.g. after it lost its data. Safe beside the running service.
+
+    Example: python -m consumer rebuild --config settings.toml
+    """
+    from consumer.prediction_store import PredictionStore
+    from consumer.rebuild import rebuild as fill
+    from consumer.schema_registry import SchemaRegistry
+
+    chosen = _load(config)
+    redis, registry = chosen.redis, SchemaRegistry(chosen.schema_registry.url, chosen.schema_registry.properties)
+    store = PredictionStore(redis.url.get_secret_value(), key_prefix=redis.key_prefix, ttl_seconds=redis.ttl_seconds)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"reading {chosen.kafka.output_topic}", total=None)
+        done = fill(
+            chosen.kafka,
+            registry=registry,
+            store=store,
+            progress=lambda passed, total: bar.update(task, completed=passed, total=total),
+        )
+    store.close()
+    registry.close()
+    unknown = f", {done.unknown} deletions of unknown version left out" if done.unknown else ""
+    _print(f"{done.records} records read: {done.written} listings written, {done.kept} kept as they were{unknown}")
+
+
+@app.command()
 def doctor(config: Config = None) -> None:
     """Checks every setting and dependency, one line each; exit code 2 or 3 when one fails.
 

@@ -6,10 +6,11 @@ What a failed call means stands in one place, `_ask`: fatal, to be aborted, or w
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from threading import Event, Thread
 from typing import Any
 
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from consumer import failpoints
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
@@ -20,6 +21,7 @@ from consumer.settings import DeliverySettings, KafkaSettings
 log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_S = 10.0
+OVERTIME_S = 2.0  # how much later than its time-out a call may come back
 # Shorter than the usual minute: an open transaction of a killed process hides what follows it from readers until it times out.
 TRANSACTION_TIMEOUT_MS = 20_000
 
@@ -34,24 +36,17 @@ _PRODUCER_DEFAULTS = {
 class ExactlyOnce:
     """Outputs and consumer offsets in one transaction: readers of committed data see both or neither (KIP-98, KIP-447).
 
-    `transactional.id` is new with each process. What fences a replaced one is the group's generation, which travels with the
-    offsets, so replicas need no stable names.
+    `transactional.id` is new with each producer. What fences a replaced process is the group's generation, which travels with
+    the offsets, so replicas need no stable names.
     """
 
     def __init__(self, settings: KafkaSettings, *, source: KafkaSource) -> None:
+        self._settings = settings
         self._source = source
         self._open = False
         self._committing = False
-        self._producer = Producer(
-            {
-                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                **_PRODUCER_DEFAULTS,
-                **client_settings(settings),
-                "transactional.id": f"{settings.transactional_id_prefix}-{uuid.uuid4()}",
-                "logger": CLIENT_LOG,
-            }
-        )
-        _ask("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
+        self._hung = False
+        self._producer = self._new_producer()
 
     def send(self, outputs: Iterable[OutputRecord]) -> None:
         """Puts records into the open transaction, beginning one when there is none.
@@ -73,10 +68,7 @@ class ExactlyOnce:
         if not self._committing:
             self._begin()
             offsets, metadata = topic_partitions(positions), self._source.group_metadata()
-            _ask(
-                "send_offsets_to_transaction",
-                lambda: self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S),
-            )
+            _ask("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
             self._committing = True
             failpoints.reached("after_offsets")
         _ask("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
@@ -88,17 +80,61 @@ class ExactlyOnce:
         Raises:
             DependencyUnavailable: no answer yet; call it again.
         """
-        if self._open:
+        if self._hung:  # a call is stuck in this producer: leave it to its time-out, and go on with another
+            self._producer = self._new_producer()
+            self._hung = False
+        elif self._open:
             self._producer.purge()
             _ask("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
         self._open = self._committing = False
 
     def close(self) -> None:
         """Aborts what is open; never raises, since the broker drops it in any case when it times out."""
+        if self._hung:
+            return
         try:
             self.abort()
         except (DependencyUnavailable, TransactionAborted, Fenced) as error:
             log.warning("transaction_left_open", error=str(error))
+
+    def _send_offsets(self, offsets: list[TopicPartition], metadata: object) -> None:
+        """On a thread of its own: the client may ignore the time-out and wait for ever, most often after the group's coordinator
+        was restarted. What was in the abandoned transaction is never committed; the broker drops it when it times out.
+
+        Raises:
+            KafkaException, or TransactionAborted when the call did not come back.
+
+        Source: github.com/confluentinc/librdkafka/issues/5456 and 5511.
+        """
+        producer, failed, ended = self._producer, list[KafkaException](), Event()
+
+        def call() -> None:
+            try:
+                producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
+            except KafkaException as error:
+                failed.append(error)
+            finally:
+                ended.set()
+
+        Thread(target=call, name="send-offsets", daemon=True).start()
+        if not ended.wait(CALL_TIMEOUT_S + OVERTIME_S):
+            self._hung = True
+            raise TransactionAborted("send_offsets_to_transaction: no answer, and the client ignores its time-out")
+        if failed:
+            raise failed[0]
+
+    def _new_producer(self) -> Producer:
+        producer = Producer(
+            {
+                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                **_PRODUCER_DEFAULTS,
+                **client_settings(self._settings),
+                "transactional.id": f"{self._settings.transactional_id_prefix}-{uuid.uuid4()}",
+                "logger": CLIENT_LOG,
+            }
+        )
+        _ask("init_transactions", lambda: producer.init_transactions(CALL_TIMEOUT_S))
+        return producer
 
     def _begin(self) -> None:
         if not self._open:

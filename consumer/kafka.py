@@ -79,7 +79,7 @@ class KafkaSource:
         self._generations: dict[Partition, int] = {}
         self._resume_at: dict[Partition, int] = {}
         self._generation = 0
-        self._paused = False
+        self._paused: set[Partition] = set()  # also of partitions that went meanwhile: the client keeps them paused
         self._early: list[Message] = []  # what a poll that should bring nothing brought all the same
         self._consumer = Consumer(
             {
@@ -103,9 +103,9 @@ class KafkaSource:
             DependencyUnavailable: the broker refuses, e.g. the topic is not there.
             Fenced: the client cannot go on.
         """
-        if self._paused:
-            self._consumer.resume([TopicPartition(*owned) for owned in self._generations])
-            self._paused = False
+        if paused := self._paused & self._generations.keys():
+            self._consumer.resume([TopicPartition(*one) for one in paused])
+            self._paused -= paused
         # Until they are handed over messages stay in `_early`: a partition that goes meanwhile takes its own along, and an
         # error loses none.
         if not self._early:
@@ -128,9 +128,9 @@ class KafkaSource:
 
         Pausing throws away what was prefetched; it is for waits of many seconds, not for each batch.
         """
-        if not self._paused and self._generations:
-            self._consumer.pause([TopicPartition(*owned) for owned in self._generations])
-            self._paused = True
+        if flowing := self._generations.keys() - self._paused:
+            self._consumer.pause([TopicPartition(*one) for one in flowing])
+            self._paused |= flowing
         message = self._call(lambda: self._consumer.poll(0))
         if message is not None:
             self._early.append(message)
@@ -222,7 +222,6 @@ class KafkaSource:
         for one in partitions:
             self._generation += 1
             self._generations[(one.topic, one.partition)] = self._generation
-        self._paused = False  # a new assignment starts unpaused; a stuck pipeline pauses it again
         self._on_rebalance("assigned", len(partitions))
         log.info("partitions_assigned", partitions=[one.partition for one in partitions])
 

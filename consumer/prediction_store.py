@@ -35,8 +35,9 @@ end
 return found
 """
 
-# KEYS: listings. ARGV: seconds to live (0: for ever), then for each listing its version, its model epoch (empty: a
-# delete), the number n of field and value items, and these n items. Returns index and hash of those that were refused.
+# KEYS: listings. ARGV: seconds to live (0: for ever), 1 to refuse equal updates, then for each listing its version, its
+# model epoch (empty: a delete), the number n of field and value items, and these n items. Returns index and hash of those
+# that were refused.
 #
 # Versions are compared as decimal text: Lua's numbers are doubles and confuse 2^53 and 2^53+1.
 # HSET comes before the removal of fields that are no longer said: a full store refuses HSET as the script's first write
@@ -50,15 +51,17 @@ local function below(a, b)
   return a < b
 end
 
+local ttl_seconds, only_above, refused, at = ARGV[1], ARGV[2] == '1', {}, 3
+
 local function refuses(stored, version, epoch)
   local version0, epoch0, deleted = stored[1], stored[2], stored[3]
   if not version0 or not string.match(version0, '^-?%d+$') then return false end
   if below(version, version0) then return true end
   if epoch == '' or below(version0, version) then return false end
-  return deleted or below(epoch, epoch0 or '0')
+  if deleted or below(epoch, epoch0 or '0') then return true end
+  return only_above and not below(epoch0 or '0', epoch)
 end
 
-local ttl_seconds, refused, at = ARGV[1], {}, 2
 for i, key in ipairs(KEYS) do
   local version, epoch, items = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local first, last = at + 3, at + 2 + items
@@ -140,12 +143,13 @@ class PredictionStore:
                 states[listing_id] = state
         return states
 
-    def write(self, states: Sequence[State], *, now_ms: int) -> list[State]:
+    def write(self, states: Sequence[State], *, now_ms: int, only_above: bool = False) -> list[State]:
         """Writes the batch under the guard. One round trip; may be done again without harm.
 
         Args:
             states: at most one for a listing.
             now_ms: since the epoch, for `_updated_ms`.
+            only_above: an update does not replace one of the same version and model epoch either (`rebuild`).
 
         Returns:
             For each input, in order, what the store holds after the call: the very same object when it was written,
@@ -155,7 +159,7 @@ class PredictionStore:
             return []
         listing_ids = [state.listing_id for state in states]
         assert len(set(listing_ids)) == len(listing_ids), "a batch holds a listing once"
-        arguments: list[str] = [str(self._ttl_seconds)]
+        arguments: list[str] = [str(self._ttl_seconds), "1" if only_above else "0"]
         for state in states:
             items = _fields(state, str(now_ms))
             epoch = str(state.model_epoch) if isinstance(state, Enriched) else ""

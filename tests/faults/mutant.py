@@ -1,0 +1,76 @@
+"""The service with one of its protections taken out: `python -m tests.faults.mutant NAME` runs what `consumer run` runs.
+
+Each mutation is what a careless change might do. `test_mutations.py` shows that the fault tests notice.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from confluent_kafka import Consumer
+
+from consumer import __main__ as command
+from consumer import prediction_store, service
+from consumer.delivery import AtLeastOnce
+from consumer.kafka import KafkaSource
+from consumer.pipeline import Pipeline
+
+
+def no_fencing() -> None:
+    """Offsets go into the transaction without the member's identity and generation, as before KIP-447."""
+
+    def anonymous(source: KafkaSource) -> object:
+        settings = {"bootstrap.servers": _setting("BOOTSTRAP_SERVERS"), "group.id": _setting("GROUP_ID")}
+        return Consumer(settings).consumer_group_metadata()  # a stranger's: generation -1, which the broker lets pass
+
+    KafkaSource.group_metadata = anonymous  # type: ignore[method-assign]
+
+
+def no_guard() -> None:
+    """The store takes every write, whatever it holds."""
+    guarded = prediction_store._WRITE
+    asked = "if refuses(redis.call('HMGET', key, '_version', '_model_epoch', '_deleted'), version, epoch) then"
+    open_to_all = guarded.replace(asked, "if false then")
+    assert open_to_all != guarded
+    prediction_store._WRITE = open_to_all  # type: ignore[misc]
+
+
+def no_transaction() -> None:
+    """Answers first, then offsets, with nothing around the two."""
+    service.open_delivery = lambda kafka, _, *, source: AtLeastOnce(kafka, source=source)  # type: ignore[assignment]
+
+
+def no_drain() -> None:
+    """SIGTERM ends the loop at once; what is in flight and in the open transaction is left to its fate."""
+    Pipeline._drain = lambda self: None  # type: ignore[method-assign]
+
+
+def store_last() -> None:
+    """Redis is written after the topic was committed, instead of before: a kill between the two leaves it behind."""
+    late: list[Callable[[], object]] = []
+    write, committed = prediction_store.PredictionStore.write, Pipeline._committed
+
+    def later(store: prediction_store.PredictionStore, states: list[object], *, now_ms: int) -> list[object]:
+        late.append(lambda: write(store, states, now_ms=now_ms))  # type: ignore[arg-type]
+        return list(states)
+
+    def then(pipeline: Pipeline, positions: dict[tuple[str, int], int]) -> None:
+        committed(pipeline, positions)
+        while late:
+            late.pop(0)()
+
+    prediction_store.PredictionStore.write = later  # type: ignore[assignment]
+    Pipeline._committed = then  # type: ignore[method-assign]
+
+
+MUTATIONS = {mutation.__name__: mutation for mutation in (no_fencing, no_guard, no_transaction, no_drain, store_last)}
+
+
+def _setting(name: str) -> str:
+    return os.environ[f"CONSUMER_KAFKA__{name}"]
+
+
+if __name__ == "__main__":
+    MUTATIONS[sys.argv.pop(1)]()
+    sys.argv.append("run")
+    command.main()
