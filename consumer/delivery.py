@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 import structlog
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from consumer import failpoints
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
@@ -84,7 +84,7 @@ class ExactlyOnce:
             self._producer = self._new_producer()
             self._hung = False
         elif self._open:
-            self._producer.purge()
+            # No purge before it: records taken back in flight leave a gap in the sequence, which breaks the next transaction.
             _ask("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
         self._open = self._committing = False
 
@@ -208,7 +208,8 @@ def _ask(name: str, call: Callable[[], Any]) -> None:
         call()
     except KafkaException as error:
         cause = kafka_error(error)
-        if cause.txn_requires_abort():
+        # Producing into a transaction that failed meanwhile is an erroneous state; `abort` says whether it is worse than that.
+        if cause.txn_requires_abort() or (name == "produce" and cause.code() == KafkaError._STATE):
             raise TransactionAborted(f"{name}: {cause}") from error
         if cause.retriable() and not cause.fatal():
             raise DependencyUnavailable("kafka", f"{name}: {cause}") from error
