@@ -71,15 +71,28 @@ class ExactlyOnce:
             _ask("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
             self._committing = True
             failpoints.reached("after_offsets")
-        _ask("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        try:
+            _ask("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        except TransactionAborted:
+            self._committing = False
+            raise
         self._open = self._committing = False
 
-    def abort(self) -> None:
-        """Drops the open transaction, if any.
+    def abort(self) -> bool:
+        """Drops the open transaction, if any. A commit that had no answer yet is asked about first: it may have happened.
+
+        Returns:
+            Whether it was committed after all.
 
         Raises:
             DependencyUnavailable: no answer yet; call it again.
         """
+        if self._committing:
+            try:
+                self.commit({})
+                return True
+            except TransactionAborted as error:
+                log.warning("commit_failed", reason=str(error))
         if self._hung:  # a call is stuck in this producer: leave it to its time-out, and go on with another
             self._producer = self._new_producer()
             self._hung = False
@@ -87,6 +100,7 @@ class ExactlyOnce:
             # No purge before it: records taken back in flight leave a gap in the sequence, which breaks the next transaction.
             _ask("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
         self._open = self._committing = False
+        return False
 
     def close(self) -> None:
         """Aborts what is open; never raises, since the broker drops it in any case when it times out."""
@@ -177,11 +191,12 @@ class AtLeastOnce:
             raise DependencyUnavailable("kafka", f"{left} records are not acknowledged after {CALL_TIMEOUT_S:g} s")
         self._source.commit(positions)
 
-    def abort(self) -> None:
-        """Forgets what was not sent yet; what was sent stays."""
+    def abort(self) -> bool:
+        """Forgets what was not sent yet; what was sent stays. Always False."""
         self._producer.purge()
         self._producer.flush(0)
         self._failed.clear()
+        return False
 
     def close(self) -> None:
         """Sends nothing more."""

@@ -27,7 +27,7 @@ from consumer import assemble, codec, failpoints
 from consumer.batches import Batch, InFlight, Outputs, Partition, partition_of, split_by_cost
 from consumer.breaker import CircuitBreaker
 from consumer.edges import Delivery, Schemas, Source, Store
-from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, TransactionAborted
+from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, Fenced, TransactionAborted
 from consumer.health import Health
 from consumer.patience import Patience
 from consumer.prediction import Predictor
@@ -364,7 +364,10 @@ class Pipeline:
     def _rewind(self, reason: str) -> None:
         log.warning("transaction_aborted", reason=reason)
         self._metrics.transactions.labels("aborted").inc()
-        self._patience.ask(self._delivery.abort, between=self._beat)
+        committed = self._patience.ask(self._delivery.abort, between=self._beat)
+        if committed and any(self._source.generation(partition) is not None for partition in self._positions):
+            # Where to go on only the group knows. A partition that is not ours any more is asked about when it comes back.
+            raise Fenced("the open transaction was committed after all while partitions went away; a restart finds the place")
         self._must_rewind = False
         self._in_flight.clear()
         self._positions.clear()

@@ -70,6 +70,24 @@ def test_kafka_away_is_waited_for(
         assert service.terminate() == 0
 
 
+def test_a_commit_without_an_answer_is_asked_about_before_its_records_are_read_again(
+    surroundings: Surroundings, load: Load, watcher: Watcher, kafka_broker: KafkaServer
+) -> None:
+    """The broker falls silent between offsets and commit, for longer than the session: was it committed, or not?
+
+    Only the broker knows. Once it answers the commit is asked for again, and nothing is lost or doubled either way.
+    """
+    with Replica(surroundings, failpoint="after_offsets:sleep=2:5", KAFKA__PROPERTIES=PATIENT) as service:
+        service.wait_logged('"failpoint"')
+        kafka_broker.pause()
+        time.sleep(16.0)  # the commit gives up after 10 s, the session after 6 s
+        kafka_broker.unpause()
+        kafka_broker.wait_until_ready()
+        goes_on(surroundings, service, time.monotonic(), "a commit in doubt")
+        prove(surroundings, load, "a commit in doubt")
+        assert service.terminate() == 0
+
+
 def test_a_registry_that_is_away_holds_up_only_schemas_that_are_not_known_yet(
     surroundings: Surroundings, load: Load, registry_server: RegistryServer
 ) -> None:
