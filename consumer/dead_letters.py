@@ -1,19 +1,18 @@
 """Reading the dead-letter topic, and putting its records back on the input topic once their cause is gone."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Message
 
-from consumer.errors import DependencyUnavailable
-from consumer.kafka import CLIENT_LOG, client_settings, headers_of, kafka_error, partition_counts
+from consumer.kafka import headers_of
+from consumer.plain_producer import PlainProducer
+from consumer.records import OutputRecord
 from consumer.settings import KafkaSettings
+from consumer.topic_reader import TopicReader
 
-CALL_TIMEOUT_S = 10.0
-READ_S_MAX = 600.0
 _OWN_HEADERS = ("dlq.stage", "dlq.reason", "dlq.topic", "dlq.partition", "dlq.offset", "dlq.timestamp")
 
 
@@ -79,48 +78,11 @@ def read_dead_letters(settings: KafkaSettings, chosen: Filter) -> Iterator[DeadL
     Raises:
         DependencyUnavailable: Kafka or the topic is not there.
     """
-    topic = settings.dead_letter_topic
-    partitions = partition_counts(settings, timeout_s=CALL_TIMEOUT_S).get(topic)
-    if not partitions:
-        raise DependencyUnavailable("kafka", f"expected the topic {topic}, it is not there")
-    consumer = Consumer(
-        {
-            **client_settings(settings),
-            "group.id": f"{settings.group_id}-dead-letters-reader",  # never joined, nothing committed
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "logger": CLIENT_LOG,
-        }
-    )
-    try:
-        for partition in range(partitions):
-            yield from filter(chosen.matches, _read_partition(consumer, topic, partition))
-    except KafkaException as error:
-        raise DependencyUnavailable("kafka", kafka_error(error).str()) from error
-    finally:
-        consumer.close()
-
-
-def _read_partition(consumer: Consumer, topic: str, partition: int) -> Iterator[DeadLetter]:
-    start, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CALL_TIMEOUT_S)
-    if start >= end:
-        return
-    consumer.assign([TopicPartition(topic, partition, start)])
-    deadline_s = time.monotonic() + READ_S_MAX
-    while time.monotonic() < deadline_s:
-        message = consumer.poll(1.0)
-        if message is None:
-            continue
-        if message.error() is not None:  # the end, behind transaction markers that are no records
-            return
-        offset = message.offset()
-        if offset is None or offset >= end:
-            return
-        yield _letter(message)
-        if offset + 1 >= end:
-            return
+    with TopicReader(settings, settings.dead_letter_topic) as reader:
+        for partition in range(len(reader.bounds)):
+            for _, message in reader.read(partition):
+                if chosen.matches(letter := _letter(message)):
+                    yield letter
 
 
 def _letter(message: Message) -> DeadLetter:
@@ -149,28 +111,14 @@ def replay(settings: KafkaSettings, chosen: Filter) -> int:
     Returns:
         How many were put back; all of them are on the broker.
     """
-    failed: list[str] = []
-    producer = Producer(
-        {
-            "message.max.bytes": 100_000_000,  # what the broker took once it may take again
-            **client_settings(settings),
-            "enable.idempotence": True,
-            "delivery.report.only.error": True,
-            "on_delivery": lambda error, _: failed.append(str(error)),
-            "logger": CLIENT_LOG,
-        }
-    )
+    producer = PlainProducer(settings)
     count = 0
     for letter in read_dead_letters(settings, chosen):
-        headers: list[tuple[str, str | bytes | None]] = [one for one in letter.headers if one[0] not in _OWN_HEADERS]
+        headers = tuple(one for one in letter.headers if one[0] not in _OWN_HEADERS)
         # Into the partition it came from: another one would put it out of order with its key's other changes.
-        partition = -1 if letter.partition is None else letter.partition
-        producer.produce(settings.input_topic, letter.value, letter.key, partition, headers=headers)
-        producer.poll(0)
+        producer.send(OutputRecord(settings.input_topic, letter.key, letter.value, headers, letter.partition))
         count += 1
-    left = producer.flush(CALL_TIMEOUT_S * 3)
-    if failed or left:
-        raise DependencyUnavailable("kafka", failed[0] if failed else f"{left} records are not acknowledged")
+    producer.flush()
     return count
 
 

@@ -3,7 +3,6 @@
 What a failed call means stands in one place, `_ask`: fatal, to be aborted, or worth asking again.
 """
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from threading import Event, Thread
@@ -15,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from consumer import failpoints
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
 from consumer.kafka import CLIENT_LOG, KafkaSource, Partition, client_settings, kafka_error, topic_partitions
+from consumer.plain_producer import MESSAGE_BYTES_MAX, enqueue
 from consumer.records import OutputRecord
 from consumer.settings import DeliverySettings, KafkaSettings
 
@@ -29,7 +29,7 @@ _PRODUCER_DEFAULTS = {
     "compression.type": "lz4",
     "linger.ms": 5,
     "queue.buffering.max.kbytes": 262_144,
-    "message.max.bytes": 100_000_000,  # a dead letter is as large as its original: how large is for the broker to say
+    "message.max.bytes": MESSAGE_BYTES_MAX,  # a dead letter is as large as its original
 }
 
 
@@ -233,16 +233,8 @@ def _ask(name: str, call: Callable[[], Any]) -> None:
 
 def _produce(producer: Producer, outputs: Iterable[OutputRecord]) -> None:
     for output in outputs:
-        arguments: dict[str, Any] = {"key": output.key, "value": output.value, "headers": list(output.headers)}
-        if output.partition is not None:
-            arguments["partition"] = output.partition
-        deadline = time.monotonic() + CALL_TIMEOUT_S
-        while True:
-            try:
-                producer.produce(output.topic, **arguments)
-                break
-            except BufferError as error:  # the client's queue is full: wait for the broker
-                if time.monotonic() > deadline:
-                    raise TransactionAborted(f"produce: the client's queue stayed full for {CALL_TIMEOUT_S:g} s") from error
-                producer.poll(0.1)
+        try:
+            enqueue(producer, output)
+        except DependencyUnavailable as error:  # half of them are queued: only all again, after an abort, is whole
+            raise TransactionAborted(f"produce: {error.reason}") from error
     producer.poll(0)

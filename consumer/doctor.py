@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from consumer.errors import EnricherError
 from consumer.kafka import partition_counts
+from consumer.prediction import read_extractor
 from consumer.prediction_store import PredictionStore
 from consumer.schema_registry import SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING, LISTING
@@ -48,7 +49,9 @@ def _ask(subject: str, look: Callable[[], str]) -> Finding:
 
 
 def _bundle(settings: Settings) -> str:
-    manifest = load_bundle(settings).manifest
+    bundle = load_bundle(settings)
+    read_extractor(bundle)
+    manifest = bundle.manifest
     return f"{manifest.label}, epoch {manifest.epoch}, {len(manifest.tasks)} tasks, every file as the manifest says"
 
 

@@ -11,7 +11,7 @@ from consumer.covers import cover_pixels
 from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
 from consumer.records import Change, ModelIdentity, Rejected, Stage, TaskPrediction
-from model.bundle import Bundle
+from model.bundle import Bundle, BundleError
 from model.features import FeatureExtractor, Features
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,14 @@ class Prepared:
     features: Features | None  # None when there is no change
 
 
+def read_extractor(bundle: Bundle) -> FeatureExtractor:
+    """The bundle's feature extractor. Raises: SettingsError: its vocabulary is none, whatever its checksum says."""
+    try:
+        return bundle.extractor()
+    except BundleError as error:
+        raise SettingsError(f"model.bundle: {error}") from error
+
+
 class Predictor:
     """A loaded bundle with a backend.
 
@@ -40,7 +48,7 @@ class Predictor:
         manifest = bundle.manifest
         self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch)
         self._tasks = manifest.tasks
-        self._extractor: FeatureExtractor = bundle.extractor()
+        self._extractor = read_extractor(bundle)
         self._bundle = bundle
         self._backend = backend
         self._cover_bytes_max = cover_bytes_max

@@ -5,18 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from confluent_kafka import KafkaError as ClientError
-from confluent_kafka import KafkaException, Message, Producer
-
 from consumer.codec import VERSION_HEADER, encode
-from consumer.errors import DependencyUnavailable, SettingsError
-from consumer.kafka import CLIENT_LOG, client_settings
+from consumer.errors import SettingsError
+from consumer.plain_producer import PlainProducer
+from consumer.records import Headers, OutputRecord
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.schemas import LISTING
 from consumer.settings import Settings
 from model.listing import InvalidListing, listing_from_mapping
-
-FLUSH_S_MAX = 30.0
 
 
 class Publisher:
@@ -29,18 +25,7 @@ class Publisher:
         if not isinstance(schema, ParsedSchema):
             raise SettingsError(f"schema_registry: expected to read back schema {schema_id}, found: {schema.reason}")
         self._schema = schema
-        self._failed: list[str] = []
-        self._producer = Producer(
-            {
-                "enable.idempotence": True,
-                "linger.ms": 5,
-                "partitioner": "murmur2_random",  # as Java's clients place keys, so that both may write one topic
-                "compression.type": "lz4",
-                **client_settings(settings.kafka),
-                "delivery.report.only.error": True,
-                "logger": CLIENT_LOG,
-            }
-        )
+        self._producer = PlainProducer(settings.kafka)
 
     def publish(self, values: Mapping[str, Any], cover: bytes | None = None) -> None:
         """Sends one listing in its present form. Raises: InvalidListing."""
@@ -49,39 +34,18 @@ class Publisher:
             value = encode({**asdict(listing), "authors": list(listing.authors)}, self._schema)
         except UnicodeEncodeError as error:  # JSON may carry half of a surrogate pair
             raise InvalidListing(f"{listing.listing_id}: expected valid Unicode, found {error.object[:40]!r}") from error
-        self._send(listing.listing_id, value, [])
+        self._send(listing.listing_id, value, ())
 
     def delete(self, listing_id: str, version: int | None = None) -> None:
         """Sends a deletion; without a version it counts as of now (ms)."""
-        headers: list[tuple[str, str | bytes | None]] = [] if version is None else [(VERSION_HEADER, str(version).encode())]
-        self._send(listing_id, None, headers)
+        self._send(listing_id, None, () if version is None else ((VERSION_HEADER, str(version).encode()),))
 
     def flush(self) -> None:
         """Returns when every event is on the broker. Raises: DependencyUnavailable."""
-        left = self._producer.flush(FLUSH_S_MAX)
-        if self._failed or left:
-            reason = self._failed[0] if self._failed else f"{left} events are not acknowledged after {FLUSH_S_MAX:g} s"
-            raise DependencyUnavailable("kafka", reason)
+        self._producer.flush()
 
-    def _send(self, listing_id: str, value: bytes | None, headers: list[tuple[str, str | bytes | None]]) -> None:
-        deadline_s = time.monotonic() + FLUSH_S_MAX
-        while True:
-            try:
-                self._producer.produce(
-                    self._topic, key=listing_id.encode(), value=value, headers=headers, on_delivery=self._delivered
-                )
-                self._producer.poll(0)
-                return
-            except BufferError:
-                if time.monotonic() > deadline_s:
-                    raise DependencyUnavailable("kafka", "the producer's queue stayed full") from None
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                raise DependencyUnavailable("kafka", f"{listing_id}: {error.args[0]}") from error
-
-    def _delivered(self, error: ClientError | None, _: Message) -> None:
-        if error is not None:
-            self._failed.append(str(error))
+    def _send(self, listing_id: str, value: bytes | None, headers: Headers) -> None:
+        self._producer.send(OutputRecord(self._topic, listing_id.encode(), value, headers))
 
 
 def _now_ms() -> int:

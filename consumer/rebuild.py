@@ -23,23 +23,22 @@ the topic: stop the service for that time where late updates are common.
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import fastavro
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
 from consumer.codec import FRAME, MAGIC, VERSION_HEADER
-from consumer.errors import DependencyUnavailable, SettingsError
-from consumer.kafka import CLIENT_LOG, client_settings, headers_of, kafka_error, partition_counts
+from consumer.errors import SettingsError
+from consumer.kafka import headers_of
 from consumer.prediction_store import PredictionStore
 from consumer.records import Enriched, Label, State, TaskPrediction, Tombstone
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.settings import KafkaSettings
+from consumer.topic_reader import TopicReader
 
-CALL_TIMEOUT_S = 10.0
-SILENCE_S_MAX = 60.0  # without a record and without the end of the partition
 BATCH_RECORDS = 500
 
 Progress = Callable[[int, int], None]  # offsets passed, of how many
@@ -86,45 +85,32 @@ def rebuild(kafka: KafkaSettings, *, registry: SchemaRegistry, store: Prediction
         DependencyUnavailable: Kafka, the topic, the registry or the store is not there.
         SettingsError: the topic holds what is no enriched event.
     """
-    topic = kafka.output_topic
-    partitions = partition_counts(kafka, timeout_s=CALL_TIMEOUT_S).get(topic)
-    if not partitions:
-        raise DependencyUnavailable("kafka", f"expected the topic {topic}, it is not there")
-    consumer = _reader(kafka)
-    try:
-        bounds = [
-            consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=CALL_TIMEOUT_S) for number in range(partitions)
-        ]
-        total = 2 * sum(end - start for start, end in bounds)
+    with TopicReader(kafka, kafka.output_topic) as reader:
+        total = 2 * sum(end - start for start, end in reader.bounds)
         result, passed = Rebuilt(), 0
-        for number, (start, end) in enumerate(bounds):
-            here = TopicPartition(topic, number, start)
+        for partition, (start, end) in enumerate(reader.bounds):
 
             def at(offset: int, passed: int = passed, start: int = start) -> None:
                 progress(passed + offset - start, total)
 
-            newest, records = _find_newest(consumer, here, end, registry, at)
+            newest, records = _find_newest(reader, partition, registry, at)
             passed += end - start
 
             def at_again(offset: int, passed: int = passed, start: int = start) -> None:
                 progress(passed + offset - start, total)
 
-            result += replace(_write_newest(consumer, here, end, registry, store, newest, at_again), records=records)
+            result += replace(_write_newest(reader, partition, registry, store, newest, at_again), records=records)
             passed += end - start
         progress(total, total)
         return result
-    except KafkaException as error:
-        raise DependencyUnavailable("kafka", kafka_error(error).str()) from error
-    finally:
-        consumer.close()
 
 
 def _find_newest(
-    consumer: Consumer, start: TopicPartition, end: int, registry: SchemaRegistry, at: Callable[[int], None]
+    reader: TopicReader, partition: int, registry: SchemaRegistry, at: Callable[[int], None]
 ) -> tuple[dict[str, _Newest], int]:
     newest: dict[str, _Newest] = {}
     records = 0
-    for offset, message in _read(consumer, start, end):
+    for offset, message in reader.read(partition):
         records += 1
         at(offset)
         listing_id = _listing_id(message)
@@ -142,9 +128,8 @@ def _find_newest(
 
 
 def _write_newest(
-    consumer: Consumer,
-    start: TopicPartition,
-    end: int,
+    reader: TopicReader,
+    partition: int,
     registry: SchemaRegistry,
     store: PredictionStore,
     newest: dict[str, _Newest],
@@ -152,7 +137,7 @@ def _write_newest(
 ) -> Rebuilt:
     result = Rebuilt()
     states: list[State] = []
-    for offset, message in _read(consumer, start, end):
+    for offset, message in reader.read(partition):
         at(offset)
         listing_id = _listing_id(message)
         found = newest.get(listing_id)
@@ -175,35 +160,6 @@ def _write(store: PredictionStore, states: list[State]) -> Rebuilt:
     held = store.write(states, now_ms=time.time_ns() // 1_000_000, only_above=True)
     written = sum(wish is state for wish, state in zip(states, held, strict=True))
     return Rebuilt(written=written, kept=len(states) - written)
-
-
-def _reader(kafka: KafkaSettings) -> Consumer:
-    return Consumer(
-        {
-            **client_settings(kafka),
-            "group.id": f"{kafka.group_id}-rebuild",  # never joined, nothing committed
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "logger": CLIENT_LOG,
-        }
-    )
-
-
-def _read(consumer: Consumer, start: TopicPartition, end: int) -> Iterator[tuple[int, Message]]:
-    """The committed records from `start` on that lie before `end`; a transaction that is still open ends it sooner."""
-    consumer.assign([TopicPartition(start.topic, start.partition, start.offset)])
-    heard_s = time.monotonic()
-    while True:
-        for message in consumer.consume(BATCH_RECORDS, 0.5):
-            heard_s = time.monotonic()
-            offset = message.offset()
-            if message.error() is not None or offset is None or offset >= end:  # the end, behind transaction markers
-                return
-            yield offset, message
-        if time.monotonic() > heard_s + SILENCE_S_MAX:
-            raise DependencyUnavailable("kafka", f"{start.topic}/{start.partition}: no answer for {SILENCE_S_MAX:g} s")
 
 
 def _listing_id(message: Message) -> str:

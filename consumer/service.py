@@ -144,11 +144,9 @@ class Service:
 def load_bundle(settings: Settings) -> Bundle:
     """The bundle of `model.bundle`, every file checked. Raises: SettingsError."""
     try:
-        bundle = Bundle.load(settings.model.bundle)
-        bundle.extractor()  # reads the vocabulary: a sound checksum does not make it one
+        return Bundle.load(settings.model.bundle)
     except BundleError as error:
         raise SettingsError(f"model.bundle: {error}") from error
-    return bundle
 
 
 def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:

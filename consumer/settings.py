@@ -128,6 +128,13 @@ class CoverSettings(_Section):
     max_bytes: int = Field(default=5_000_000, ge=1_000, le=100_000_000)
     timeout_ms: int = Field(default=2_000, ge=1, le=60_000)
 
+    @field_validator("fetch")
+    @classmethod
+    def _not_built_yet(cls, fetch: bool) -> bool:
+        if fetch:
+            raise ValueError("false (this version takes covers from the event and fetches none by URL)")
+        return fetch
+
 
 class DeliverySettings(_Section):
     """The guarantee, how long a transaction stays open, and the breaker (`max_consecutive_rejects`; 0 turns it off)."""

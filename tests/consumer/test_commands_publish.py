@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from consumer import codec, publish
+from consumer import codec, plain_producer
 from consumer.__main__ import app
 from consumer.records import Change, Headers, InputRecord
 from consumer.schema_registry import ParsedSchema
@@ -35,7 +35,7 @@ class FakeProducer:
     def __init__(self, sent: list[InputRecord]) -> None:
         self._sent = sent
 
-    def produce(self, topic: str, *, key: bytes, value: bytes | None, headers: Headers, on_delivery: Any) -> None:
+    def produce(self, topic: str, *, key: bytes, value: bytes | None, headers: Headers) -> None:
         self._sent.append(InputRecord(topic, 0, len(self._sent), key, value, tuple(headers), NOW_MS))
 
     def poll(self, _: float) -> None: ...
@@ -47,7 +47,7 @@ class FakeProducer:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[InputRecord]:
     records: list[InputRecord] = []
-    monkeypatch.setattr(publish, "Producer", lambda _: FakeProducer(records))
+    monkeypatch.setattr(plain_producer, "Producer", lambda _: FakeProducer(records))
     monkeypatch.setattr("consumer.schema_registry.SchemaRegistry", FakeRegistry)
     monkeypatch.setattr("consumer.__main__.configure_logging", lambda level, fmt: None)
     return records

@@ -192,3 +192,9 @@ def test_settings_do_not_change() -> None:
     """Settings do not change after they were read."""
     with pytest.raises(ValidationError):
         Settings().http.port = 1  # type: ignore[misc]
+
+
+def test_what_is_not_built_cannot_be_turned_on() -> None:
+    """Fetching covers by URL is refused rather than accepted without effect."""
+    with pytest.raises(SettingsError, match=r"covers\.fetch .*expected false .*found 'true'"):
+        load_settings(None, {"CONSUMER_COVERS__FETCH": "true"})
