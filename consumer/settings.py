@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator, model_validator
 
 import model
 from consumer.errors import SettingsError
@@ -23,7 +23,7 @@ from consumer.errors import SettingsError
 _PREFIX = "CONSUMER_"
 _CONFIG = "CONSUMER_CONFIG"
 _FILE = "_FILE"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 # Values that may hold a password: never shown in a message or a repr.
 _SECRET = frozenset({"redis.url", "kafka.properties", "schema_registry.url", "schema_registry.properties"})
 # Client properties that have a setting of their own; two sources of truth would disagree one day.
@@ -103,12 +103,13 @@ def _shipped_bundle() -> Path:
 
 
 class ModelSettings(_Section):
-    """The model bundle, and what runs it on how many CPU threads."""
+    """The model bundle, who must have signed it, and what runs it on how many CPU threads."""
 
     bundle: Path = Field(default_factory=_shipped_bundle)
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     allow_fallback: bool = True
     threads: int = Field(default=1, ge=1, le=256)
+    public_key: str | None = None  # Ed25519, PEM: then only a bundle signed with its private key is loaded
 
 
 class BatchSettings(_Section):
@@ -121,27 +122,41 @@ class BatchSettings(_Section):
 
 
 class CoverSettings(_Section):
-    """Covers: whether those named by URL are fetched, from which hosts, and how large one may be."""
+    """Covers: whether those named by URL are fetched, from which hosts, and what one may cost.
+
+    `allowed_networks` lists the CIDRs of private addresses at which an allowed host may live; link-local ones (where clouds keep
+    their credentials) are never connected to.
+    """
 
     fetch: bool = False
     allowed_hosts: tuple[Text, ...] = ()
+    allowed_networks: tuple[IPvAnyNetwork, ...] = ()
     max_bytes: int = Field(default=5_000_000, ge=1_000, le=100_000_000)
     timeout_ms: int = Field(default=2_000, ge=1, le=60_000)
+    max_connections: int = Field(default=8, ge=1, le=256)
+    cache_bytes: int = Field(default=64_000_000, ge=0, le=10_000_000_000)
 
-    @field_validator("fetch")
-    @classmethod
-    def _not_built_yet(cls, fetch: bool) -> bool:
-        if fetch:
-            raise ValueError("false (this version takes covers from the event and fetches none by URL)")
-        return fetch
+    @model_validator(mode="after")
+    def _name_the_hosts(self) -> "CoverSettings":
+        if self.fetch and not self.allowed_hosts:
+            raise ValueError("at least one host in covers.allowed_hosts where covers.fetch is true")
+        return self
 
 
 class DeliverySettings(_Section):
-    """The guarantee, how long a transaction stays open, and the breaker (`max_consecutive_rejects`; 0 turns it off)."""
+    """The guarantee, how long a transaction stays open, and when the service must not go on as usual.
+
+    More than `max_reject_share` of the last `reject_window` records rejected: the breaker stops the service; 1 turns it off.
+    `crashes_before_trial` processes that died at the same position: what stands there is tried in a child process, one by one;
+    0 turns it off.
+    """
 
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     transaction_ms: int = Field(default=100, ge=1, le=30_000)
     max_consecutive_rejects: int = Field(default=1_000, ge=0, le=1_000_000_000)
+    max_reject_share: float = Field(default=0.5, gt=0, le=1)
+    reject_window: int = Field(default=1_000, ge=1, le=1_000_000)
+    crashes_before_trial: int = Field(default=2, ge=0, le=1_000)
 
 
 class HttpSettings(_Section):
@@ -265,8 +280,8 @@ def _value_of(setting: str, variable: str, text: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError("expected a JSON object, found something else") from None
         return value
-    if setting == "covers.allowed_hosts":
-        return [host.strip() for host in text.split(",") if host.strip()]
+    if setting in ("covers.allowed_hosts", "covers.allowed_networks"):
+        return [item.strip() for item in text.split(",") if item.strip()]
     return text
 
 

@@ -194,7 +194,17 @@ def test_settings_do_not_change() -> None:
         Settings().http.port = 1  # type: ignore[misc]
 
 
-def test_what_is_not_built_cannot_be_turned_on() -> None:
-    """Fetching covers by URL is refused rather than accepted without effect."""
-    with pytest.raises(SettingsError, match=r"covers\.fetch .*expected false .*found 'true'"):
+def test_covers_are_fetched_only_from_named_hosts() -> None:
+    """Fetching without a list of hosts is refused, rather than open to the world."""
+    with pytest.raises(SettingsError, match=r"expected at least one host in covers\.allowed_hosts"):
         load_settings(None, {"CONSUMER_COVERS__FETCH": "true"})
+    settings = load_settings(
+        None,
+        {
+            "CONSUMER_COVERS__FETCH": "true",
+            "CONSUMER_COVERS__ALLOWED_HOSTS": "covers.example, img.example",
+            "CONSUMER_COVERS__ALLOWED_NETWORKS": "10.1.0.0/16",
+        },
+    )
+    assert settings.covers.allowed_hosts == ("covers.example", "img.example")
+    assert [str(network) for network in settings.covers.allowed_networks] == ["10.1.0.0/16"]
