@@ -1,16 +1,17 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.records import Answer, Change, Enriched, Label, Outcome, State, TaskPrediction, Tombstone
+from consumer.records import Answer, Change, Enriched, Outcome, State, Tombstone
+from consumer.task_prediction import CONFIDENCE_STEPS, LabelEncoder, TaskPrediction
 from model.bundle import TaskSpec
 from model.listing import Listing
 
-CONFIDENCE_DIGITS = 4
 Outputs = Mapping[str, NDArray[Any]]
 
 
@@ -50,23 +51,43 @@ def _rows_asked(task: TaskSpec, listings: Sequence[Listing]) -> list[int]:
 
 
 def _single(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
-    best = np.argsort(-array, axis=1, kind="stable")[:, : task.top_k]
-    confidences = np.take_along_axis(array, best, axis=1).round(CONFIDENCE_DIGITS).tolist()
-    names = task.labels
-    return [
-        TaskPrediction(labels=tuple(Label(names[i], c) for i, c in zip(row, row_confidences, strict=True)))
-        for row, row_confidences in zip(best.tolist(), confidences, strict=True)
-    ]
+    best = _best(array, task.top_k)
+    steps = _steps(np.take_along_axis(array, best, axis=1))
+    encode = _encoder(task.labels).encode
+    return [encode(labels, confidences) for labels, confidences in zip(best.tolist(), steps.tolist(), strict=True)]
+
+
+def _best(array: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """The `count` highest of each row, best first; of equal ones the earlier: intp [batch, count]. Sorts no more than it must."""
+    labels = array.shape[1]
+    if labels > 4 * count:
+        found = np.sort(np.argpartition(-array, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(array, found, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)
+    return np.argsort(-array, axis=1, kind="stable")[:, :count]
+
+
+def _steps(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Probabilities in the steps that are told apart: four digits."""
+    return np.rint(confidences * CONFIDENCE_STEPS).clip(0, CONFIDENCE_STEPS).astype(np.int64)
 
 
 def _multi(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
-    above = array >= np.asarray(task.thresholds)  # [batch, labels]
-    found: list[list[tuple[float, int]]] = [[] for _ in range(len(array))]
-    rounded = array.round(CONFIDENCE_DIGITS)
-    for row, label in np.argwhere(above).tolist():
-        found[row].append((-rounded[row, label], label))
-    names = task.labels
-    return [TaskPrediction(labels=tuple(Label(names[label], -c) for c, label in sorted(row))) for row in found]
+    rows, labels = np.nonzero(array >= np.asarray(task.thresholds))
+    steps = _steps(array[rows, labels])
+    order = np.lexsort((labels, -steps, rows))  # row by row, best first
+    ends = np.searchsorted(rows, np.arange(len(array)), side="right").tolist()
+    labels_in_order, steps_in_order = labels[order].tolist(), steps[order].tolist()
+    encode = _encoder(task.labels).encode
+    return [
+        encode(labels_in_order[start:end], steps_in_order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+@cache
+def _encoder(labels: tuple[str, ...]) -> LabelEncoder:
+    """One for each set of labels, for as long as the process lives: a model has a few dozen."""
+    return LabelEncoder(labels)
 
 
 def _ordinal(task: TaskSpec, array: NDArray[np.float64], listings: Sequence[Listing]) -> list[TaskPrediction | None]:
@@ -89,16 +110,18 @@ def _ordinal(task: TaskSpec, array: NDArray[np.float64], listings: Sequence[List
     total = masked.sum(axis=1, keepdims=True)
     # A network sure of another currency leaves nothing to share out: then the bands of the stated one are equally likely.
     scaled = np.divide(masked, total, out=mask / mask.sum(axis=1, keepdims=True), where=total > 0)
-    answers = _single(task, scaled, listings)
+    best = _best(scaled, task.top_k)
+    steps = _steps(np.take_along_axis(scaled, best, axis=1))
+    likely = (steps > 0).sum(axis=1).tolist()  # the bands of other currencies come last, with nothing
+    encode = _encoder(task.labels).encode
     return [
-        None if row in unasked else TaskPrediction(labels=tuple(one for one in answer.labels or () if one.confidence > 0))
-        for row, answer in enumerate(answers)
-        if answer is not None
+        None if row in unasked else encode(labels[:count], confidences[:count])
+        for row, (labels, confidences, count) in enumerate(zip(best.tolist(), steps.tolist(), likely, strict=True))
     ]
 
 
 def _regression(_: TaskSpec, array: NDArray[np.float64], __: Sequence[Listing]) -> list[TaskPrediction | None]:
-    return [TaskPrediction(value=value, low=low, high=high) for value, low, high in array.round(4).tolist()]
+    return [TaskPrediction.regression(value, low, high) for value, low, high in array.round(4).tolist()]
 
 
 _READ = {"single": _single, "multi": _multi, "ordinal": _ordinal, "regression": _regression}
@@ -142,7 +165,7 @@ def _answer(change: Change, proposed: tuple[Outcome, State], state: State, *, is
     outcome, wanted = proposed
     if change.listing is None and not is_last:  # readers see the deletion, even if the listing came back in this batch
         return Answer(change.record, Outcome.SUPERSEDED, Tombstone(change.listing_id, change.version))
-    ours = state == wanted and state.version == change.version
+    ours = (state is wanted or state == wanted) and state.version == change.version
     if isinstance(state, Enriched):
         return Answer(change.record, outcome if ours and change.listing is not None else Outcome.SUPERSEDED, state)
     return Answer(change.record, Outcome.PREDICTED if ours else Outcome.SUPERSEDED, state)

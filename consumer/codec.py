@@ -9,6 +9,7 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import fastavro
@@ -18,12 +19,13 @@ from consumer.records import (
     Change,
     Enriched,
     InputRecord,
+    Outcome,
     OutputRecord,
     Rejected,
     Stage,
-    TaskPrediction,
 )
 from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.task_prediction import avro_long, avro_string
 from model.listing import MAX_ID_CHARACTERS, InvalidListing, listing_from_mapping
 
 MAGIC = 0
@@ -160,8 +162,7 @@ def enriched_record(
     record, state = answer.record, answer.state
     value = None
     if isinstance(state, Enriched):
-        event = _enriched_event(answer, state, enriched_at_ms)
-        value = encode(event, schema)
+        value = FRAME.pack(MAGIC, schema.schema_id) + _enriched_event(answer, state, enriched_at_ms)
     source = f"{record.topic}/{record.partition}/{record.offset}".encode()
     # A record that was itself enriched elsewhere keeps its headers, but its source is this one's.
     carried = tuple(header for header in record.headers if header[0] != SOURCE_HEADER)
@@ -169,31 +170,35 @@ def enriched_record(
     return OutputRecord(topic, key, value, (*carried, (SOURCE_HEADER, source)), partition)
 
 
-def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> dict[str, Any]:
+def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> bytes:
+    """The record `EnrichedListing`, field by field in the order of `schemas/enriched_listing.avsc`.
+
+    By hand, since the predictions are encoded already; fastavro would decode and encode them again for each event.
+    """
+    record = answer.record
     name, _, version = state.model.rpartition("@")
-    return {
-        "listing_id": state.listing_id,
-        "version": state.version,
-        "outcome": answer.outcome.value,
-        "predictions": {task: _prediction(prediction) for task, prediction in state.predictions.items()},
-        "model_name": name,
-        "model_version": version,
-        "model_epoch": state.model_epoch,
-        "source_topic": answer.record.topic,
-        "source_partition": answer.record.partition,
-        "source_offset": answer.record.offset,
-        "enriched_at": enriched_at_ms,
-    }
+    predictions = [_task_name(task) + prediction.avro for task, prediction in state.predictions.items()]
+    return b"".join(
+        (
+            avro_string(state.listing_id),
+            avro_long(state.version),
+            _OUTCOMES[answer.outcome],
+            avro_long(len(predictions)) if predictions else b"",
+            *predictions,
+            avro_long(0),  # the map ends with an empty block
+            avro_string(name),
+            avro_string(version),
+            avro_long(state.model_epoch),
+            avro_string(record.topic),
+            avro_long(record.partition),
+            avro_long(record.offset),
+            avro_long(enriched_at_ms),
+        )
+    )
 
 
-def _prediction(prediction: TaskPrediction) -> dict[str, Any]:
-    labels = prediction.labels
-    return {
-        "labels": [{"label": one.label, "confidence": one.confidence} for one in labels or ()],
-        "value": prediction.value,
-        "low": prediction.low,
-        "high": prediction.high,
-    }
+_OUTCOMES = {outcome: avro_long(index) for index, outcome in enumerate(Outcome)}
+_task_name = cache(avro_string)  # a model has a few dozen
 
 
 def dead_letter(rejected: Rejected, *, topic: str) -> OutputRecord:

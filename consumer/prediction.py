@@ -10,7 +10,8 @@ from consumer import assemble
 from consumer.covers import cover_pixels
 from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
-from consumer.records import Change, ModelIdentity, Rejected, Stage, TaskPrediction
+from consumer.records import Change, ModelIdentity, Rejected, Stage
+from consumer.task_prediction import TaskPrediction
 from model.bundle import Bundle, BundleError
 from model.features import FeatureExtractor, Features
 

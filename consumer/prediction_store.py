@@ -16,8 +16,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from consumer.errors import DependencyUnavailable, SettingsError
-from consumer.prediction_json import task_from_json, task_to_json
 from consumer.records import Enriched, State, Tombstone
+from consumer.task_prediction import TaskPrediction
 
 _CONNECTIONS_MAX = 16
 _HEALTH_CHECK_SECONDS = 30
@@ -225,7 +225,7 @@ def _fields(state: State, now_ms: str) -> list[str]:
     for task, prediction in state.predictions.items():
         if task.startswith("_"):
             raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
-        items += (task, task_to_json(prediction))
+        items += (task, prediction.json)
     return items
 
 
@@ -239,7 +239,9 @@ def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
             listing_id=listing_id,
             version=version,
             content=fields[b"_content"].decode(),
-            predictions={name.decode(): task_from_json(value) for name, value in fields.items() if not name.startswith(b"_")},
+            predictions={
+                name.decode(): TaskPrediction.from_json(value) for name, value in fields.items() if not name.startswith(b"_")
+            },
             model=fields[b"_model"].decode(),
             model_epoch=int(fields[b"_model_epoch"]),
         )

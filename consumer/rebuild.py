@@ -34,9 +34,10 @@ from consumer.codec import FRAME, MAGIC, VERSION_HEADER
 from consumer.errors import SettingsError
 from consumer.kafka import headers_of
 from consumer.prediction_store import PredictionStore
-from consumer.records import Enriched, Label, State, TaskPrediction, Tombstone
+from consumer.records import Enriched, State, Tombstone
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.settings import KafkaSettings
+from consumer.task_prediction import Label, TaskPrediction
 from consumer.topic_reader import TopicReader
 
 BATCH_RECORDS = 500
@@ -203,5 +204,5 @@ def _enriched(event: dict[str, Any]) -> Enriched:
 
 def _prediction(said: dict[str, Any]) -> TaskPrediction:
     if said["value"] is not None:
-        return TaskPrediction(value=said["value"], low=said["low"], high=said["high"])
-    return TaskPrediction(labels=tuple(Label(one["label"], one["confidence"]) for one in said["labels"]))
+        return TaskPrediction.regression(said["value"], said["low"], said["high"])
+    return TaskPrediction.classification(Label(one["label"], one["confidence"]) for one in said["labels"])

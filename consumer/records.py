@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from consumer.task_prediction import TaskPrediction
 from model.listing import Listing
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -65,24 +66,6 @@ class Outcome(StrEnum):
     PREDICTED = "PREDICTED"
     REUSED = "REUSED"
     SUPERSEDED = "SUPERSEDED"
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """One label of a task with its calibrated probability."""
-
-    label: str
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPrediction:
-    """One task's answer: labels (best first) of a classification, or value and 80 % interval of a regression."""
-
-    labels: tuple[Label, ...] | None = None
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import fastavro
 from PIL import Image
 
 from consumer import codec
-from consumer.records import Change, Enriched, Headers, InputRecord, Label, TaskPrediction
+from consumer.records import Change, Enriched, Headers, InputRecord
 from consumer.schema_registry import ParsedSchema
 from consumer.schemas import ENRICHED_LISTING, LISTING, LISTING_ENVELOPE
+from consumer.task_prediction import Label, TaskPrediction
 from model.listing import Listing
 
 NOW_MS = 1_700_000_000_000
@@ -200,8 +201,8 @@ def an_entry(
 ) -> Enriched:
     """A listing's predictions: a classification, one without a likely label, and a regression."""
     predictions = {
-        "department": TaskPrediction(labels=(Label(label, 0.83), Label("历史", 0.1))),
-        "topics": TaskPrediction(labels=()),
-        "page_count": TaskPrediction(value=312.0, low=190.5, high=505.0),
+        "department": TaskPrediction.classification((Label(label, 0.83), Label("历史", 0.1))),
+        "topics": TaskPrediction.classification(()),
+        "page_count": TaskPrediction.regression(312.0, 190.5, 505.0),
     }
     return Enriched(listing_id, version, content, predictions, f"books@1.{epoch}.0", epoch)

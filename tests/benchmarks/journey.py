@@ -33,8 +33,9 @@ from rich.table import Table
 
 from consumer.inference.onnx import OnnxRuntimeBackend
 from consumer.prediction_store import PredictionStore
-from consumer.records import Enriched, Label, TaskPrediction
+from consumer.records import Enriched
 from consumer.schema_registry import ParsedSchema
+from consumer.task_prediction import Label, TaskPrediction
 from model.bundle import Bundle
 from model.listing import listing_from_mapping
 from tests.benchmarks.listings import real_listings
@@ -110,7 +111,8 @@ def run_loop(surroundings: Surroundings, events: int, answer: bytes) -> dict[str
     producer = Producer({"bootstrap.servers": servers, "transactional.id": surroundings.redis_prefix, "compression.type": "lz4"})
     store = PredictionStore(surroundings.redis_url, key_prefix=surroundings.redis_prefix, ttl_seconds=None)
     registry = surroundings.registry
-    prediction = {f"task_{n}": TaskPrediction(tuple(Label(f"label {m}", 0.5) for m in range(5))) for n in range(14)}
+    labels = [Label(f"label {m}", 0.5) for m in range(5)]
+    prediction = {f"task_{n}": TaskPrediction.classification(labels) for n in range(14)}
     producer.init_transactions(30)
     consumer.subscribe([topics.input])
     done, started_s, opened_s = 0, 0.0, 0.0

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from consumer import assemble
-from consumer.records import Answer, Change, Enriched, Label, Outcome, State, TaskPrediction, Tombstone
+from consumer.records import Answer, Change, Enriched, Outcome, State, Tombstone
+from consumer.task_prediction import Label, TaskPrediction
 from model.bundle import TaskSpec
 from model.listing import Listing
 from tests.examples import a_delete, a_numbered_book, a_used_hardback, an_entry, an_update
@@ -23,7 +24,7 @@ def one_task(task: TaskSpec, rows: list[list[float]], listings: list[Listing]) -
 
 
 def labels(*found: tuple[str, float]) -> TaskPrediction:
-    return TaskPrediction(labels=tuple(Label(*one) for one in found))
+    return TaskPrediction.classification(tuple(Label(*one) for one in found))
 
 
 # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,7 +112,7 @@ def test_what_a_listing_says_is_not_asked() -> None:
 def test_a_regression_gives_value_and_interval() -> None:
     """A regression's answer is the value with the ends of its interval."""
     task = TaskSpec(name="page_count", kind="regression")
-    assert one_task(task, [[312.12347, 190, 505.5]], [A]) == [TaskPrediction(value=312.1235, low=190.0, high=505.5)]
+    assert one_task(task, [[312.12347, 190, 505.5]], [A]) == [TaskPrediction.regression(312.1235, 190.0, 505.5)]
 
 
 def test_each_listing_gets_all_its_tasks() -> None:

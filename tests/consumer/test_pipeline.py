@@ -41,9 +41,7 @@ def as_json(state: Enriched) -> dict[str, object]:
     return {
         task: {
             "labels": [{"label": x.label, "confidence": x.confidence} for x in one.labels or ()],
-            "value": one.value,
-            "low": one.low,
-            "high": one.high,
+            **dict(zip(("value", "low", "high"), one.values, strict=True)),
         }
         for task, one in state.predictions.items()
     }

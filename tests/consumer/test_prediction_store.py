@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
-from consumer.records import Enriched, Label, State, TaskPrediction, Tombstone
+from consumer.records import Enriched, State, Tombstone
+from consumer.task_prediction import Label, TaskPrediction
 
 NOW_MS = 1_700_000_000_000
 MakeStore = Callable[..., PredictionStore]
@@ -27,9 +28,9 @@ def novel(
         version=version,
         content=content,
         predictions={
-            "department": TaskPrediction(labels=(Label(label, 0.83), Label('历史 "quoted" \n', 1e-12))),
-            "topics": TaskPrediction(labels=()),
-            "page_count": TaskPrediction(value=312.0, low=190.5, high=505.0),
+            "department": TaskPrediction.classification((Label(label, 0.83), Label('历史 "quoted" \n', 1e-12))),
+            "topics": TaskPrediction.classification(()),
+            "page_count": TaskPrediction.regression(312.0, 190.5, 505.0),
         },
         model="books@1.2.0",
         model_epoch=epoch,
@@ -106,7 +107,7 @@ def test_the_layout_is_the_contracts(make_store: MakeStore, client: redis.Redis)
 def test_an_update_replaces_the_whole_entry(store: PredictionStore) -> None:
     """The field of a task that the new model does not have is gone after an update, and so is a tombstone's mark."""
     store.write([novel(version=1)], now_ms=NOW_MS)
-    newer = Enriched("bd-1", 2, "beef", {"genre": TaskPrediction(labels=(Label("Poetry", 0.5),))}, "books@2.0.0", 4)
+    newer = Enriched("bd-1", 2, "beef", {"genre": TaskPrediction.classification((Label("Poetry", 0.5),))}, "books@2.0.0", 4)
     store.write([newer], now_ms=NOW_MS)
     assert store.read(["bd-1"]) == [newer]
     store.write([Tombstone("bd-1", 3)], now_ms=NOW_MS)
@@ -203,7 +204,7 @@ def test_a_batch_holds_a_listing_once(store: PredictionStore) -> None:
 
 def test_a_task_cannot_take_a_field_of_the_store(store: PredictionStore) -> None:
     """A task whose name starts with an underscore is refused: it could replace `_version`."""
-    bad = Enriched("bd-1", 1, "", {"_version": TaskPrediction(labels=())}, "books@1.2.0", 1)
+    bad = Enriched("bd-1", 1, "", {"_version": TaskPrediction.classification(())}, "books@1.2.0", 1)
     with pytest.raises(ValueError, match="without an underscore in front, found '_version'"):
         store.write([bad], now_ms=NOW_MS)
 
@@ -258,8 +259,8 @@ NAMES = st.sampled_from(["a", "b{x}", "ç"])
 TASKS = st.dictionaries(
     st.sampled_from(["genre", "pages", "语言"]),
     st.one_of(
-        st.builds(TaskPrediction, labels=st.lists(st.builds(Label, st.text(max_size=3), st.floats(0, 1))).map(tuple)),
-        st.builds(TaskPrediction, value=st.floats(-9, 9), low=st.none(), high=st.floats(-9, 9)),
+        st.builds(TaskPrediction.classification, st.lists(st.builds(Label, st.text(max_size=3), st.floats(0, 1))).map(tuple)),
+        st.builds(TaskPrediction.regression, value=st.floats(-9, 9), low=st.none(), high=st.floats(-9, 9)),
     ),
 )
 STATES = st.one_of(

@@ -1,0 +1,157 @@
+"""One task's answer, in the two texts that leave the service: JSON for the store and the commands, Avro for the topic.
+
+A listing has about fifty labels over all tasks. Building an object for each and then encoding it twice took more than half of
+the service's Python time; here a label's two encodings are made once for the whole process and a probability's, which has four
+digits, comes out of a table. `tests/consumer/test_task_prediction.py` holds both texts against json and fastavro.
+
+Avro's encoding: the record `Prediction` of `schemas/enriched_listing.avsc`, https://avro.apache.org/docs/1.12.0/specification/.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from json.encoder import encode_basestring
+from math import isfinite
+
+CONFIDENCE_STEPS = 10_000  # confidences have four digits
+_DOUBLE = struct.Struct("<d")
+_NO_VALUES = b"\0\0\0"  # value, low and high: the union's null
+_NO_LABELS = b"\0"  # an array ends with an empty block
+_CONFIDENCE_JSON = [f'"confidence":{step / CONFIDENCE_STEPS!r}}}' for step in range(CONFIDENCE_STEPS + 1)]
+_CONFIDENCE_AVRO = [_DOUBLE.pack(step / CONFIDENCE_STEPS) for step in range(CONFIDENCE_STEPS + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label of a task with its calibrated probability."""
+
+    label: str
+    confidence: float
+
+
+def avro_long(number: int) -> bytes:
+    """Avro's int and long: zigzag, seven bits a byte, lowest first. `number` fits 64 bits."""
+    rest = (number << 1) ^ (number >> 63)
+    if rest < 0x80:
+        return _SMALL[rest]
+    encoded = bytearray()
+    while rest > 0x7F:
+        encoded.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    encoded.append(rest)
+    return bytes(encoded)
+
+
+def avro_string(text: str) -> bytes:
+    """Avro's string: the length of its UTF-8 as a long, then these bytes."""
+    encoded = text.encode()
+    return avro_long(len(encoded)) + encoded
+
+
+_SMALL = [bytes([number]) for number in range(0x80)]
+
+
+class TaskPrediction:
+    """Labels (best first) of a classification, or value and 80 % interval of a regression.
+
+    Made by `classification`, `regression`, `from_json`, or for a whole batch by `LabelEncoder`. Equal when their JSON is.
+    """
+
+    __slots__ = ("_avro", "json")
+
+    def __init__(self, text: str, avro: bytes | None = None) -> None:
+        self.json = text
+        self._avro = avro
+
+    @classmethod
+    def classification(cls, labels: Iterable[Label]) -> "TaskPrediction":
+        """Raises: ValueError: a confidence is not finite."""
+        found = [f'{{"label":{encode_basestring(one.label)},"confidence":{_number(one.confidence)}}}' for one in labels]
+        return cls('{"labels":[' + ",".join(found) + "]}")
+
+    @classmethod
+    def regression(cls, value: float | None, low: float | None, high: float | None) -> "TaskPrediction":
+        """Raises: ValueError: a number is not finite; JSON has no word for it."""
+        return cls(f'{{"value":{_number(value)},"low":{_number(low)},"high":{_number(high)}}}')
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "TaskPrediction":
+        """Raises: ValueError: the text is not a task's prediction."""
+        try:
+            content = json.loads(text)
+            if "labels" in content:
+                return cls.classification([Label(one["label"], one["confidence"]) for one in content["labels"]])
+            return cls.regression(content["value"], content["low"], content["high"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected a task's prediction in JSON, found {text[:80]!r}") from error
+
+    @property
+    def avro(self) -> bytes:
+        """The record `Prediction`."""
+        if self._avro is None:
+            self._avro = _avro(self.labels, self.values)
+        return self._avro
+
+    @property
+    def labels(self) -> tuple[Label, ...] | None:
+        """Best first; None for a regression."""
+        labels = json.loads(self.json).get("labels")
+        return None if labels is None else tuple(Label(one["label"], one["confidence"]) for one in labels)
+
+    @property
+    def values(self) -> tuple[float | None, float | None, float | None]:
+        """Value, low, high; all None for a classification."""
+        content = json.loads(self.json)
+        return content.get("value"), content.get("low"), content.get("high")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskPrediction) and self.json == other.json
+
+    def __hash__(self) -> int:
+        return hash(self.json)
+
+    def __repr__(self) -> str:
+        return f"TaskPrediction({self.json})"
+
+
+@dataclass(frozen=True)
+class LabelEncoder:
+    """Makes predictions of one task's labels from their indices and confidences."""
+
+    names: tuple[str, ...]
+
+    @cached_property
+    def _json(self) -> list[str]:
+        return [f'{{"label":{encode_basestring(name)},' for name in self.names]
+
+    @cached_property
+    def _avro(self) -> list[bytes]:
+        return [avro_string(name) for name in self.names]
+
+    def encode(self, labels: Sequence[int], steps: Sequence[int]) -> TaskPrediction:
+        """Labels by index, best first, each with its confidence in ten-thousandths (0 to `CONFIDENCE_STEPS`)."""
+        if not labels:
+            return _EMPTY
+        json_of, avro_of = self._json, self._avro
+        text = ",".join([json_of[label] + _CONFIDENCE_JSON[step] for label, step in zip(labels, steps, strict=True)])
+        avro = b"".join([avro_of[label] + _CONFIDENCE_AVRO[step] for label, step in zip(labels, steps, strict=True)])
+        return TaskPrediction(f'{{"labels":[{text}]}}', avro_long(len(labels)) + avro + _NO_LABELS + _NO_VALUES)
+
+
+_EMPTY = TaskPrediction('{"labels":[]}', _NO_LABELS + _NO_VALUES)
+
+
+def _avro(labels: Sequence[Label] | None, values: Sequence[float | None]) -> bytes:
+    found = b"".join([avro_string(one.label) + _DOUBLE.pack(one.confidence) for one in labels or ()])
+    block = avro_long(len(labels)) + found if labels else b""
+    return block + _NO_LABELS + b"".join([b"\0" if one is None else b"\2" + _DOUBLE.pack(one) for one in values])
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "null"
+    if not isfinite(value):
+        raise ValueError(f"expected a finite number, found {value}")
+    return repr(float(value))  # float(): numpy's own floats have another repr

@@ -1,0 +1,92 @@
+"""Both texts of a prediction are what json and fastavro would write, and come back number for number."""
+
+import io
+import json
+import math
+from typing import Any
+
+import fastavro
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer.schemas import ENRICHED_LISTING
+from consumer.task_prediction import CONFIDENCE_STEPS, Label, LabelEncoder, TaskPrediction, avro_long, avro_string
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+LABELS = st.builds(Label, TEXTS, NUMBERS)
+CLASSIFICATIONS = st.builds(TaskPrediction.classification, st.lists(LABELS, max_size=5))
+REGRESSIONS = st.builds(TaskPrediction.regression, NUMBERS, st.none() | NUMBERS, NUMBERS)
+RECORD = next(one for one in json.loads(ENRICHED_LISTING)["fields"] if one["name"] == "predictions")["type"]["values"]
+
+
+def by_fastavro(schema: Any, value: Any) -> bytes:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema), value)
+    return stream.getvalue()
+
+
+def as_record(prediction: TaskPrediction) -> dict[str, Any]:
+    value, low, high = prediction.values
+    labels = [{"label": one.label, "confidence": one.confidence} for one in prediction.labels or ()]
+    return {"labels": labels, "value": value, "low": low, "high": high}
+
+
+@given(prediction=CLASSIFICATIONS | REGRESSIONS)
+def test_a_prediction_comes_back_as_it_was(prediction: TaskPrediction) -> None:
+    """What was written is valid JSON, has no needless spaces, and comes back number for number."""
+    assert TaskPrediction.from_json(prediction.json) == prediction
+    assert prediction.json == json.dumps(json.loads(prediction.json), separators=(",", ":"), ensure_ascii=False)
+
+
+@given(prediction=CLASSIFICATIONS | REGRESSIONS)
+def test_the_avro_is_fastavros(prediction: TaskPrediction) -> None:
+    """Byte for byte."""
+    assert prediction.avro == by_fastavro(RECORD, as_record(prediction))
+
+
+@given(
+    names=st.lists(TEXTS, min_size=1, max_size=200, unique=True),
+    found=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, CONFIDENCE_STEPS)), max_size=200),
+)
+def test_a_batchs_encoder_writes_the_same(names: list[str], found: list[tuple[int, int]]) -> None:
+    """The tables hold what a single prediction's encoding gives, for any number of labels."""
+    labels, steps = [label % len(names) for label, _ in found], [step for _, step in found]
+    encoded = LabelEncoder(tuple(names)).encode(labels, steps)
+    expected = TaskPrediction.classification(
+        [Label(names[label], step / CONFIDENCE_STEPS) for label, step in zip(labels, steps, strict=True)]
+    )
+    assert (encoded.json, encoded.avro) == (expected.json, expected.avro)
+
+
+@given(number=st.integers(-(2**63), 2**63 - 1))
+def test_a_long_is_fastavros(number: int) -> None:
+    """Over the whole range."""
+    assert avro_long(number) == by_fastavro("long", number)
+
+
+@given(text=TEXTS)
+def test_a_string_is_fastavros(text: str) -> None:
+    """Its length counts bytes, not characters."""
+    assert avro_string(text) == by_fastavro("string", text)
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    """A float of numpy's is written as a number, not as its repr."""
+    assert TaskPrediction.regression(np.float64(0.5), None, None).json == '{"value":0.5,"low":null,"high":null}'
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused(number: float) -> None:
+    """JSON has no word for NaN and infinity: they are refused rather than written."""
+    with pytest.raises(ValueError, match="expected a finite number"):
+        TaskPrediction.classification((Label("Fiction", number),))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"labels": 3}', '{"labels": [{"label": "a"}]}', b"\xff"])
+def test_what_is_not_a_prediction_is_refused(text: str | bytes) -> None:
+    """What is not a task's prediction is refused."""
+    with pytest.raises(ValueError, match=r".+"):
+        TaskPrediction.from_json(text)
