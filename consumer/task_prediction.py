@@ -74,7 +74,10 @@ class TaskPrediction:
     @classmethod
     def regression(cls, value: float | None, low: float | None, high: float | None) -> "TaskPrediction":
         """Raises: ValueError: a number is not finite; JSON has no word for it."""
-        return cls(f'{{"value":{_number(value)},"low":{_number(low)},"high":{_number(high)}}}')
+        text = f'{{"value":{_number(value)},"low":{_number(low)},"high":{_number(high)}}}'
+        return cls(
+            text, _NO_LABELS + b"".join([b"\0" if one is None else b"\2" + _DOUBLE.pack(one) for one in (value, low, high)])
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TaskPrediction":
@@ -91,7 +94,8 @@ class TaskPrediction:
     def avro(self) -> bytes:
         """The record `Prediction`."""
         if self._avro is None:
-            self._avro = _avro(self.labels, self.values)
+            found = [avro_string(one.label) + _DOUBLE.pack(one.confidence) for one in self.labels or ()]
+            self._avro = (avro_long(len(found)) + b"".join(found) if found else b"") + _NO_LABELS + _NO_VALUES
         return self._avro
 
     @property
@@ -141,12 +145,6 @@ class LabelEncoder:
 
 
 _EMPTY = TaskPrediction('{"labels":[]}', _NO_LABELS + _NO_VALUES)
-
-
-def _avro(labels: Sequence[Label] | None, values: Sequence[float | None]) -> bytes:
-    found = b"".join([avro_string(one.label) + _DOUBLE.pack(one.confidence) for one in labels or ()])
-    block = avro_long(len(labels)) + found if labels else b""
-    return block + _NO_LABELS + b"".join([b"\0" if one is None else b"\2" + _DOUBLE.pack(one) for one in values])
 
 
 def _number(value: float | None) -> str:
