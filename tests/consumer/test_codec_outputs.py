@@ -41,6 +41,7 @@ def test_an_enriched_record_says_it_all() -> None:
     source = (("enriched.source", b"catalogue.listings/2/41"),)
     assert output == OutputRecord("out", b"bd-1", output.value, (TRACE, ("empty", None), *source), 2)
     event = read_event(output.value)
+    assert output.value == codec.encode(event, ENRICHED_SCHEMA), "what is encoded by hand is what fastavro writes"
     event["enriched_at"] = event["enriched_at"].timestamp()
     nothing = {"labels": [], "value": None, "low": None, "high": None}
     department = [{"label": "Fiction", "confidence": 0.83}, {"label": "历史", "confidence": 0.1}]
