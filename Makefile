@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench train images lock clean
+.PHONY: help setup setup-dev demo test faults check bench bench-latency train images lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -54,6 +54,10 @@ faults: setup-dev  ## kills, outages and rebalances on real servers; FAULT_ROUND
 bench: setup-dev  ## the service against the bare model and a bare client loop, as ratios
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m tests.benchmarks.journey
+
+bench-latency: setup-dev  ## from publish to enriched, p50 and p99 against the load
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.latency
 
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
