@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
-import structlog
+from numpy.typing import NDArray
 
 from consumer import assemble
+from consumer.bisection import Rows, sift
 from consumer.covers import cover_pixels
 from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
 from consumer.records import Change, ModelIdentity, Rejected, Stage
 from consumer.task_prediction import TaskPrediction
 from model.bundle import Bundle, BundleError
-from model.features import FeatureExtractor, Features
-
-log = structlog.get_logger(__name__)
+from model.features import PAD_ID, FeatureExtractor, Features
 
 # Wide enough for another processor's rounding and for fp16, far below a changed weight.
 GOLDEN_RTOL, GOLDEN_ATOL = 2e-2, 1e-2
@@ -63,39 +64,52 @@ class Predictor:
         settings = self._extractor.settings
         accepted, covers, rejected = [], [], []
         for change in changes:
-            pixels = cover_pixels(change, settings, bytes_max=self._cover_bytes_max)
+            try:
+                pixels = cover_pixels(change, settings, bytes_max=self._cover_bytes_max)
+            except Exception as error:  # noqa: BLE001  a decoder's surprise costs its record, never the service
+                pixels = Rejected(change.record, Stage.COVER, f"cover: {_words(error)}")
             if isinstance(pixels, Rejected):
                 rejected.append(pixels)
             else:
                 accepted.append(change)
                 covers.append(pixels)
-        features = self._extractor.extract([change.stated for change in accepted], covers) if accepted else None
-        return Prepared(accepted, features), rejected
+
+        def extract(rows: Rows) -> Features:
+            return self._extractor.extract([accepted[row].stated for row in rows], [covers[row] for row in rows])
+
+        if not accepted:
+            return Prepared([], None), rejected
+        sifted = sift(len(accepted), extract, failures=Exception)
+        rejected += [
+            Rejected(accepted[row].record, Stage.FEATURES, _words(error))
+            for row, error in sorted(sifted.blamed.items(), key=_row)
+        ]
+        rows, features = _joined(sifted.parts)
+        return Prepared([accepted[row] for row in rows], features), rejected
 
     def predict(self, prepared: Prepared) -> tuple[Answered, list[Rejected]]:
-        """Runs the model; a batch that fails is halved until the record at fault stands alone, and the others go through."""
+        """Runs the model; of a batch that fails the records at fault are found (`bisection.sift`), and the others go through."""
         changes, features = prepared.changes, prepared.features
         if features is None:
             return [], []
-        try:
-            outputs = self._backend.infer(features.as_feed())
-        except InferenceFailed as error:
-            if len(changes) == 1:
-                return [], [Rejected(changes[0].record, Stage.INFERENCE, str(error))]
-            log.warning("inference_failed_bisecting", records=len(changes), error=str(error))
-            half = len(changes) // 2
-            answered, rejected = self.predict(Prepared(changes[:half], features.rows(slice(0, half))))
-            more, more_rejected = self.predict(Prepared(changes[half:], features.rows(slice(half, len(changes)))))
-            return answered + more, rejected + more_rejected
-        finite = assemble.finite_rows(outputs)
-        rejected = [
-            Rejected(changes[row].record, Stage.INFERENCE, "the model's output is not finite") for row in np.flatnonzero(~finite)
-        ]
-        if rejected:
-            changes = [changes[row] for row in np.flatnonzero(finite)]
-            outputs = {name: array[finite] for name, array in outputs.items()}
-        predictions = assemble.predictions(outputs, [change.stated for change in changes], self._tasks)
-        return list(zip(changes, predictions, strict=True)), rejected
+
+        def infer(rows: Rows) -> dict[str, NDArray[np.float32]]:
+            whole = len(rows) == len(changes)
+            return self._backend.infer((features if whole else features.rows(np.array(rows))).as_feed())
+
+        sifted = sift(len(changes), infer, failures=InferenceFailed)
+        reasons = {row: str(error) for row, error in sifted.blamed.items()}
+        found: dict[int, dict[str, TaskPrediction]] = {}
+        for rows, outputs in sifted.parts:
+            finite = assemble.finite_rows(outputs)
+            reasons |= {rows[at]: "the model's output is not finite" for at in np.flatnonzero(~finite)}
+            if not finite.all():
+                outputs = {name: array[finite] for name, array in outputs.items()}
+            good = [rows[at] for at in np.flatnonzero(finite)]
+            predictions = assemble.predictions(outputs, [changes[row].stated for row in good], self._tasks)
+            found |= zip(good, predictions, strict=True)
+        answered = [(changes[row], found[row]) for row in sorted(found)]
+        return answered, [Rejected(changes[row].record, Stage.INFERENCE, reasons[row]) for row in sorted(reasons)]
 
     def warm_up(self) -> None:
         """Runs the bundle's golden inputs, so that the first listing finds a warm and proven model.
@@ -118,3 +132,30 @@ class Predictor:
     def close(self) -> None:
         """Frees the backend, on its thread."""
         self._backend.close()
+
+
+_row = itemgetter(0)
+
+
+def _joined(parts: Sequence[tuple[Rows, Features]]) -> tuple[Rows, Features | None]:
+    """The rows of all parts in ascending order, each padded to the widest; None where there is no part."""
+    if len(parts) <= 1:
+        return parts[0] if parts else ([], None)
+    rows = [row for rows, _ in parts for row in rows]
+    features = [part for _, part in parts]
+    width = max(part.token_ids.shape[1] for part in features)
+
+    def padded(array: NDArray[Any], fill: int) -> NDArray[Any]:
+        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+
+    joined = Features(
+        token_ids=np.concatenate([padded(part.token_ids, PAD_ID) for part in features]),
+        token_weights=np.concatenate([padded(part.token_weights, 0) for part in features]),
+        cover=np.concatenate([part.cover for part in features]),
+        cover_present=np.concatenate([part.cover_present for part in features]),
+    )
+    return sorted(rows), joined.rows(np.argsort(rows))
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

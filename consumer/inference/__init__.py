@@ -15,6 +15,10 @@ class InferenceFailed(Exception):
     """The backend could not run this batch; a smaller one, without the record at fault, may go through."""
 
 
+class OutOfMemory(InferenceFailed):
+    """This batch did not fit; that says nothing of its records before one of them failed alone."""
+
+
 class BackendUnavailable(EnricherError):
     """The backend that the settings ask for cannot run here, and falling back is not allowed."""
 

@@ -7,7 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from consumer.inference import Arrays, InferenceFailed
+from consumer.inference import Arrays, InferenceFailed, OutOfMemory
 
 # onnxruntime's exceptions share no base of their own.
 _ERRORS = (
@@ -20,6 +20,8 @@ _ERRORS = (
     MemoryError,
     ValueError,
 )
+# Its arena says so in words only.
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc")
 
 
 onnxruntime.disable_telemetry_events()  # a shop's service tells nobody else what it runs
@@ -73,7 +75,8 @@ class OnnxRuntimeBackend:
         try:
             results = self._session.run(self._outputs, dict(inputs))
         except _ERRORS as error:
-            raise InferenceFailed(f"onnxruntime: {error}") from error
+            memory = isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+            raise (OutOfMemory if memory else InferenceFailed)(f"onnxruntime: {error}") from error
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:

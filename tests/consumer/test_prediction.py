@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from consumer import covers
 from consumer.errors import SettingsError
 from consumer.inference import InferenceFailed
 from consumer.prediction import Predictor, Prepared
 from consumer.records import Change, ModelIdentity, Rejected, Stage
 from model.bundle import Bundle
+from model.features import FeatureExtractor, Features
+from model.listing import Listing
 from tests.examples import a_jpeg_cover, a_numbered_book, a_truncated_jpeg, an_update
 from tests.fake_model import FakeBackend, fingerprint
 
@@ -69,10 +72,48 @@ def test_a_poisonous_record_is_found_by_halving(
 
 
 def test_the_search_asks_no_more_than_it_must(predictor: Predictor, backend: FakeBackend, tiny_bundle: Bundle) -> None:
-    """One poisonous record among 64 costs two passes for each halving."""
+    """One poisonous record among 64 costs one pass for each halving, and one for the rest."""
     backend.poison = {fingerprint(tiny_bundle, a_numbered_book(37))}
     predictor.predict(predictor.prepare(updates(64))[0])
-    assert len(backend.batches) == 1 + 2 * 6
+    assert len(backend.batches) <= 1 + 6 + 1
+
+
+@pytest.mark.parametrize("poisoned", [set(), {0}, {5}, {8}, {0, 3, 8}, set(range(9))])
+def test_a_record_that_breaks_the_features_is_found_too(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, poisoned: set[int]
+) -> None:
+    """Whatever feature code raises costs the record at fault, in the stage "features"; the others' features are unchanged."""
+    changes = updates(9)
+    whole, _ = predictor.prepare([change for n, change in enumerate(changes) if n not in poisoned])
+    truthful, ids = FeatureExtractor.extract, {f"book-{number}" for number in poisoned}
+
+    def breaking(extractor: FeatureExtractor, listings: list[Listing], covers: list[object]) -> Features:
+        if any(listing.listing_id in ids for listing in listings):
+            raise IndexError("beyond the table")
+        return truthful(extractor, listings, covers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FeatureExtractor, "extract", breaking)
+    prepared, rejected = predictor.prepare(changes)
+    assert prepared.changes == whole.changes
+    assert (prepared.features is None) == (whole.features is None)
+    if prepared.features is not None and whole.features is not None:
+        for name, array in whole.features.as_feed().items():
+            np.testing.assert_array_equal(prepared.features.as_feed()[name], array)
+    wanted = [Rejected(changes[n].record, Stage.FEATURES, "IndexError: beyond the table") for n in sorted(poisoned)]
+    assert rejected == wanted
+
+
+def test_a_surprise_of_the_decoder_costs_its_record_only(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that no one foresaw in decoding a cover rejects that listing."""
+
+    def surprising(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a height of 0")
+
+    monkeypatch.setattr(covers, "decode_cover", surprising)
+    changes = [an_update(replace(a_numbered_book(0), cover=a_jpeg_cover())), an_update(a_numbered_book(1), offset=1)]
+    prepared, rejected = predictor.prepare(changes)
+    assert prepared.changes == changes[1:]
+    assert rejected == [Rejected(changes[0].record, Stage.COVER, "cover: ZeroDivisionError: a height of 0")]
 
 
 @pytest.mark.parametrize("kind", ["nan", "infinite"])
