@@ -42,7 +42,7 @@ class DependencyUnavailable(EnricherError):
 
 
 class CircuitOpen(EnricherError):
-    """Too many records in a row were rejected; going on would drain the topic into dead letters."""
+    """Too large a share of the last records was rejected; going on would drain the topic into dead letters."""
 
     exit_code = 4
 

@@ -80,7 +80,7 @@ class Pipeline:
         self._polled_at_s = time.monotonic()
         self._must_rewind = False
         self._patience = Patience(metrics=metrics, health=health)
-        self._breaker = CircuitBreaker(settings.delivery.max_consecutive_rejects)
+        self._breaker = CircuitBreaker(settings.delivery.max_reject_share, window=settings.delivery.reject_window)
         self._stop = Event()
         self._deadline_s: float | None = None
 
@@ -144,7 +144,7 @@ class Pipeline:
         """Redis, then enriched events and dead letters into the open transaction.
 
         Raises:
-            CircuitOpen: too many rejects in a row; nothing of this batch was written.
+            CircuitOpen: too many rejects among the last records; nothing of this batch was written.
             TransactionAborted: rewind.
         """
         batch = work.batch.result()

@@ -153,7 +153,6 @@ class DeliverySettings(_Section):
 
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     transaction_ms: int = Field(default=100, ge=1, le=30_000)
-    max_consecutive_rejects: int = Field(default=1_000, ge=0, le=1_000_000_000)
     max_reject_share: float = Field(default=0.5, gt=0, le=1)
     reject_window: int = Field(default=1_000, ge=1, le=1_000_000)
     crashes_before_trial: int = Field(default=2, ge=0, le=1_000)

@@ -214,7 +214,7 @@ def test_a_deletion_takes_the_place_of_a_rejected_version(journey: MakeJourney) 
 
 def test_a_thousand_broken_versions_of_one_listing_are_a_thousand_dead_letters(journey: MakeJourney) -> None:
     """A batch may hold any number of broken versions of one listing."""
-    one = journey(batch={"max_records": 1_200}, delivery={"max_consecutive_rejects": 0})
+    one = journey(batch={"max_records": 1_200}, delivery={"max_reject_share": 1})
     for version in range(1_200):
         one.kafka.publish(a_change_event(with_cover(Listing("x", version), b"broken")))
     one.run(deadline_s=30)

@@ -122,7 +122,7 @@ def test_each_offset_is_answered_exactly_once(journey: MakeJourney, seed: int) -
     one = journey(
         partitions=PARTITIONS,
         batch={"max_records": 1 + seed % 5, "max_in_flight": 1 + seed % 4, "max_linger_ms": 0},
-        delivery={"transaction_ms": 1 + seed % 7, "max_consecutive_rejects": 0},
+        delivery={"transaction_ms": 1 + seed % 7, "max_reject_share": 1},
     )
     chaos = Chaos(one, seed)
     one.run(chaos.is_over, deadline_s=20)

@@ -104,8 +104,8 @@ class FakeTime:
 
 
 def test_the_circuit_breaker_stops_before_the_topic_is_drained(journey: MakeJourney) -> None:
-    """Too many rejects in a row stop the service; what was answered before is committed, of the rest nothing."""
-    one = journey(batch={"max_records": 1}, delivery={"max_consecutive_rejects": 2, "transaction_ms": 30_000})
+    """Too many rejects among the last records stop the service; what was answered before is committed, of the rest nothing."""
+    one = journey(batch={"max_records": 1}, delivery={"reject_window": 4, "transaction_ms": 30_000})
     books(one, 2)
     one.kafka.publish(*(an_input_record(b"{}") for _ in range(9)))
     with pytest.raises(CircuitOpen, match=r"catalogue.listings/0/4 in stage decode: not Avro"):
@@ -120,8 +120,8 @@ def test_the_circuit_breaker_stops_before_the_topic_is_drained(journey: MakeJour
 
 
 def test_rejects_among_good_records_do_not_stop_the_service(journey: MakeJourney) -> None:
-    """Rejects count only in a row: good records between them, of the same millisecond too, begin the count anew."""
-    one = journey(delivery={"max_consecutive_rejects": 1})
+    """Half of the records rejected, for ever, is borne where half is the share: records of one millisecond count in order."""
+    one = journey(delivery={"reject_window": 2})
     for number in range(10):
         one.kafka.publish(an_input_record(b"{}"), a_change_event(a_numbered_book(number)))
     one.run()
@@ -130,7 +130,7 @@ def test_rejects_among_good_records_do_not_stop_the_service(journey: MakeJourney
 
 def test_rejects_that_are_read_again_are_counted_once(journey: MakeJourney) -> None:
     """A transaction that is aborted again and again does not add its rejects up."""
-    one = journey(batch={"max_records": 1}, delivery={"max_consecutive_rejects": 2, "transaction_ms": 1})
+    one = journey(batch={"max_records": 1}, delivery={"reject_window": 4, "transaction_ms": 1})
     one.kafka.publish(an_input_record(b"{}"), an_input_record(b"{}"))
     one.delivery.commit_failures.next(*[ABORTED] * 5)
     one.run()

@@ -68,7 +68,7 @@ def test_too_many_rejects_stop_the_service_with_exit_code_4(surroundings: Surrou
 
     for number in range(40):
         send_raw(surroundings, f"k-{number}".encode(), b"rubbish")
-    with RunningService(surroundings, DELIVERY__MAX_CONSECUTIVE_REJECTS="20") as service:
+    with RunningService(surroundings, DELIVERY__REJECT_WINDOW="40") as service:
         assert service.wait() == 4
         assert "CircuitOpen" in service.log()
 
