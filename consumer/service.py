@@ -23,6 +23,7 @@ from consumer.schemas import ENRICHED_LISTING
 from consumer.settings import KafkaSettings, Settings
 from consumer.telemetry import Metrics
 from model.bundle import Bundle, BundleError
+from model.signing import KeyUnusable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -142,9 +143,11 @@ class Service:
 
 
 def load_bundle(settings: Settings) -> Bundle:
-    """The bundle of `model.bundle`, every file checked. Raises: SettingsError."""
+    """The bundle of `model.bundle`, every file checked and, with `model.public_key`, who signed it. Raises: SettingsError."""
     try:
-        return Bundle.load(settings.model.bundle)
+        return Bundle.load(settings.model.bundle, public_key=settings.model.public_key)
+    except KeyUnusable as error:
+        raise SettingsError(f"model.public_key: {error}") from error
     except BundleError as error:
         raise SettingsError(f"model.bundle: {error}") from error
 

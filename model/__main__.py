@@ -1,4 +1,4 @@
-"""`python -m model`: train, evaluate, report, inspect. Exit codes: 0 done, 1 unexpected, 2 wrong usage, data or settings."""
+"""`python -m model`: train, evaluate, report, inspect, sign. Exit codes: 0 done, 1 unexpected, 2 wrong usage or data."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.bundle import Bundle, BundleError
+from model import signing
+from model.bundle import MANIFEST, Bundle, BundleError
 from model.dataset import DataError, read_rows
 from model.tasks import TaskFileError, load_task_file, tasks_of
 
@@ -38,7 +39,7 @@ def _told() -> Iterator[None]:
     """Turns what a user can mend into one line and exit code 2."""
     try:
         yield
-    except (BundleError, DataError, TaskFileError) as error:
+    except (BundleError, DataError, TaskFileError, signing.KeyUnusable) as error:
         _ERROR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
@@ -149,6 +150,38 @@ def inspect(bundle: BundleFolder) -> None:
     _OUT.print(f"data: {manifest.data_fingerprint}", markup=False, soft_wrap=True)
     _OUT.print(f"libraries: {manifest.library_versions}", markup=False, soft_wrap=True)
     _OUT.print(_metrics_table(manifest.metrics))
+
+
+@app.command()
+def keygen(
+    private_key: Annotated[Path, typer.Option("--private", help="Where the private key goes; keep it off the cluster.")],
+    public_key: Annotated[Path, typer.Option("--public", help="Where the public key goes, for the setting model.public_key.")],
+) -> None:
+    """A new pair of Ed25519 keys in PEM. What is there is never overwritten.
+
+    Example: python -m model keygen --private signing.pem --public signing.pub.pem
+    """
+    with _told():
+        try:
+            signing.generate_keys(private_key, public_key)
+        except OSError as error:
+            raise signing.KeyUnusable(f"{error.filename}: {error.strerror}") from error
+    _OUT.print(f"wrote {private_key} and {public_key}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def sign(bundle: BundleFolder, key: Annotated[Path, typer.Option(help="The Ed25519 private key, PEM.")]) -> None:
+    """Signs a bundle, all of whose files are checked before. Services that hold the public key load no other.
+
+    Example: python -m model sign --bundle model/bundles/books --key signing.pem
+    """
+    with _told():
+        Bundle.load(bundle)
+        try:
+            signature = signing.sign(bundle / MANIFEST, key)
+        except OSError as error:
+            raise signing.KeyUnusable(f"{error.filename}: {error.strerror}") from error
+    _OUT.print(f"wrote {signature}", markup=False, soft_wrap=True)
 
 
 def _megabytes(bundle: Bundle) -> float:

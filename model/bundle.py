@@ -2,6 +2,7 @@
 
     manifest.json          tasks, labels, thresholds, feature settings, sha256 of every file below, metrics, provenance
     manifest.json.sha256   of the manifest itself, as `sha256sum` writes it
+    manifest.json.sig      its signature, where `model sign` made one
     model.onnx             the fp32 graph
     vocabulary.npz         hashes, idf and families of the table's rows
     golden.npz             inputs and the outputs they gave when the bundle was made
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from model import signing
 from model.features import FeatureExtractor, Features, FeatureSettings, Vocabulary
 
 FORMAT_VERSION = 1
@@ -154,13 +156,24 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def load(cls, path: Path) -> "Bundle":
+    def load(cls, path: Path, *, public_key: str | None = None) -> "Bundle":
         """Reads the manifest and verifies the size and the sha256 of every file it names.
 
+        Args:
+            public_key: Ed25519, PEM: the manifest must be signed with its private key, which is looked at before anything
+                in it is. None asks for no signature.
+
         Raises:
-            BundleError: a file is missing or changed, the format version is unknown, or a name leaves the folder.
+            BundleError: a file is missing or changed, the format version is unknown, a name leaves the folder, or the
+                signature is missing or another one.
+            signing.KeyUnusable: `public_key` is none.
         """
         text = _verified_manifest(path)
+        if public_key is not None:
+            try:
+                signing.verify(text, path / f"{MANIFEST}{signing.SIGNATURE_SUFFIX}", public_key)
+            except signing.NotSigned as error:
+                raise BundleError(str(error)) from error
         manifest = _parsed(text, where=path / MANIFEST)
         for name in (GRAPH, VOCABULARY, GOLDEN):
             if name not in manifest.files:
