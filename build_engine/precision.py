@@ -1,0 +1,163 @@
+"""The graph an engine is compiled from, made from the bundle's fp32 graph when the engine is built.
+
+TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is what the ONNX file says. The bundle ships one graph.
+
+* Rows are expanded here to rows × scale, in fp16 or fp32. tensorrt_rtx 1.7.1 refuses the bundle's int8 table in front of a Gather
+  ("Quantized constant (table) is only allowed before DQ"). With a DequantizeLinear between them it compiles, to 17 MB instead of
+  28, but then whether all 82,000 rows are dequantised in every pass can be seen only on a GPU; fp16 rows leave nothing to doubt.
+* fp16: the cover branch and the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay
+  fp32: logits rounded to 11 bits would move the argmax of near ties.
+* Inputs and outputs keep the types of the bundle's graph.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from build_engine.errors import GraphError
+
+Precision = Literal["fp16", "fp32"]
+MASK = 3e4  # fp16 ends at 65,504: an infinite mask becomes this, and sums of two masks stay finite
+_LAYER_OPS = {"Conv", "Gemm"}
+# MatMul is the weighted sum over a row's tokens.
+_FP32_OPS = {"MatMul", "Softmax", "Exp", "ReduceL2", "ReduceMean", "ReduceSum", "LayerNormalization"}
+
+
+def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.ModelProto:
+    """Reads the bundle's graph and rewrites it for TensorRT.
+
+    Args:
+        path: the fp32 graph with int8 rows, as `model.export` writes it.
+        tokens: every row of an engine has so many, padded; only the batch varies.
+
+    Raises:
+        GraphError: the file is no ONNX, or the rows are not where the export puts them.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise GraphError(f"{path}: not an ONNX graph: {error}") from error
+    _expand_rows(model.graph, np.dtype(np.float16 if precision == "fp16" else np.float32))
+    _fix_tokens(model.graph, tokens)
+    del model.graph.value_info[:]  # the types noted there are no longer true
+    if precision == "fp16":
+        _halve(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _initializer(graph: onnx.GraphProto, name: str) -> TensorProto:
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            assert isinstance(tensor, TensorProto)
+            return tensor
+    raise GraphError(f"expected the initializer {name} in the graph, found none: export the bundle with this version")
+
+
+def _consumers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if name in node.input]
+
+
+def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
+    """int8 rows and a scale each become rows of `dtype`; the weights of the tokens are then used as they come."""
+    table, scales = _initializer(graph, "table"), _initializer(graph, "scales")
+    rows = numpy_helper.to_array(table).astype(np.float32) * numpy_helper.to_array(scales)[:, None]
+    table.CopyFrom(numpy_helper.from_array(rows.astype(dtype), "table"))
+    scaled = [node for node in _consumers(graph, "token_weights") if node.op_type == "Mul"]
+    if len(scaled) != 1 or len(_consumers(graph, "table")) != 1:
+        raise GraphError(f"expected token_weights to be multiplied by the scales once, found {len(scaled)} products")
+    for node in graph.node:
+        node.input[:] = ["token_weights" if name == scaled[0].output[0] else name for name in node.input]
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    wanted = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(initializers)
+
+
+def _fix_tokens(graph: onnx.GraphProto, tokens: int) -> None:
+    for value in graph.input:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == "tokens":
+                dimension.dim_value = tokens
+
+
+def _halve(model: onnx.ModelProto) -> None:
+    """Casts where fp32 meets fp16; weights are stored in the type they are used in."""
+    graph, dtypes = model.graph, _dtypes(model)
+    halves = _nodes_in_fp16(graph, dtypes)
+    is_half = {name for index in halves for name in graph.node[index].output}
+    nodes: list[onnx.NodeProto] = []
+    made: set[str] = set()
+    for index, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            if dtypes.get(name) != TensorProto.FLOAT or (name in is_half) == (index in halves):
+                continue
+            other = f"{name}.{'fp16' if index in halves else 'fp32'}"
+            node.input[place] = other
+            if other not in made:
+                made.add(other)
+                _convert(graph, nodes, name, other, to_half=index in halves)
+        nodes.append(node)
+    for output in graph.output:
+        if output.name in is_half:
+            raise GraphError(f"expected {output.name} to be computed in fp32, found it among the inputs of a layer")
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _drop_unused(graph)
+
+
+def _convert(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], name: str, other: str, *, to_half: bool) -> None:
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            graph.initializer.append(numpy_helper.from_array(as_fp16(numpy_helper.to_array(tensor)), other))
+            return
+    to = TensorProto.FLOAT16 if to_half else TensorProto.FLOAT
+    nodes.append(helper.make_node("Cast", [name], [other], name=f"cast.{other}", to=to))
+
+
+def as_fp16(array: NDArray[Any]) -> NDArray[np.float16]:
+    """Rounds to fp16; what fp16 cannot hold, minus infinity among it, becomes ±`MASK`."""
+    beyond = np.abs(array) > np.finfo(np.float16).max
+    return np.where(beyond, np.sign(array) * MASK, array).astype(np.float16)
+
+
+def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor by name."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    dtypes = {value.name: value.type.tensor_type.elem_type for value in values}
+    return dtypes | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def _nodes_in_fp16(graph: onnx.GraphProto, dtypes: dict[str, int]) -> set[int]:
+    """Positions of the nodes that compute in fp16: those from which a layer is still to come, but the sensitive ones.
+
+    So the layers that give logits, and all after them, are fp32.
+    """
+    before_a_layer: set[str] = set()
+    halves = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        leads_to_a_layer = bool(before_a_layer.intersection(node.output))
+        if leads_to_a_layer or node.op_type in _LAYER_OPS:
+            before_a_layer.update(node.input)
+        computes = node.op_type not in _FP32_OPS | {"Cast"} and all(dtypes[name] == TensorProto.FLOAT for name in node.output)
+        if leads_to_a_layer and computes and any(dtypes.get(name) == TensorProto.FLOAT for name in node.input):
+            halves.add(index)
+    return halves
