@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from consumer.prediction import Prepared
-from consumer.records import Change, InputRecord, Outcome, Rejected, State
+from consumer.records import Change, CoverUse, InputRecord, Outcome, Rejected, State
 from consumer.schema_registry import ParsedSchema
 
 Partition = tuple[str, int]
@@ -32,7 +32,8 @@ class Batch:
         changes: decoded records that were not rejected, in the order read.
         proposed: listing id to what should be written for it; deletions and reuse by `prepare`, the rest by `predict`.
         unseen: what the model must look at, with its features.
-        contents: listing id to the hash of what the model sees.
+        contents: listing id to the hash of what the model sees; empty where a cover is missing, so that it is not reused.
+        covers: listing id to whether the model sees its cover.
     """
 
     changes: list[Change]
@@ -40,6 +41,7 @@ class Batch:
     proposed: dict[str, tuple[Outcome, State]]
     unseen: Prepared
     contents: dict[str, str]
+    covers: dict[str, CoverUse]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import fastavro
 from consumer.records import (
     Answer,
     Change,
+    CoverUse,
     Enriched,
     InputRecord,
     Outcome,
@@ -183,6 +184,7 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
             avro_string(state.listing_id),
             avro_long(state.version),
             _OUTCOMES[answer.outcome],
+            _COVERS[state.cover],
             avro_long(len(predictions)) if predictions else b"",
             *predictions,
             avro_long(0),  # the map ends with an empty block
@@ -198,6 +200,7 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
 
 
 _OUTCOMES = {outcome: avro_long(index) for index, outcome in enumerate(Outcome)}
+_COVERS = {use: avro_long(index) for index, use in enumerate(CoverUse)}
 _task_name = cache(avro_string)  # a model has a few dozen
 
 

@@ -7,8 +7,9 @@ gigabytes is refused while it is small.
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.records import Change, Rejected, Stage
+from consumer.records import Change, CoverUse, Rejected, Stage
 from model.features import FeatureSettings, InvalidCover, decode_cover
+from model.listing import Listing
 
 
 def cover_pixels(change: Change, settings: FeatureSettings, *, bytes_max: int) -> NDArray[np.uint8] | Rejected | None:
@@ -22,3 +23,15 @@ def cover_pixels(change: Change, settings: FeatureSettings, *, bytes_max: int) -
         return decode_cover(cover, settings)
     except InvalidCover as error:
         return Rejected(change.record, Stage.COVER, f"cover: {error}")
+
+
+def url_to_fetch(listing: Listing) -> str | None:
+    """Where the listing's cover is to be fetched; None where its bytes came along, or it has none."""
+    return None if listing.cover else listing.cover_url or None
+
+
+def cover_use(listing: Listing, *, url: str | None, fetched: bool) -> CoverUse:
+    """Whether a prediction sees the listing's cover; `url`, if any, was to be fetched."""
+    if url is None:
+        return CoverUse.USED if listing.cover else CoverUse.NONE
+    return CoverUse.USED if fetched else CoverUse.MISSING

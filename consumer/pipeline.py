@@ -26,12 +26,14 @@ import structlog
 from consumer import assemble, codec, failpoints
 from consumer.batches import Batch, InFlight, Outputs, Partition, partition_of, split_by_cost
 from consumer.breaker import CircuitBreaker
+from consumer.cover_fetch import CoverFetcher
+from consumer.covers import cover_use, url_to_fetch
 from consumer.edges import Delivery, Schemas, Source, Store
 from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, Fenced, TransactionAborted
 from consumer.health import Health
 from consumer.patience import Patience
 from consumer.prediction import Predictor
-from consumer.records import Change, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
+from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
 from consumer.settings import Settings
 from consumer.telemetry import Metrics
 from model.signature import content_hash
@@ -61,6 +63,7 @@ class Pipeline:
         outputs: Outputs,
         metrics: Metrics,
         health: Health,
+        fetcher: CoverFetcher | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -68,6 +71,7 @@ class Pipeline:
         self._store = store
         self._schemas = schemas
         self._predictor = predictor
+        self._fetcher = fetcher  # None: covers named by URL are ignored
         self._backend_thread = backend_thread
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._outputs = outputs
@@ -97,9 +101,11 @@ class Pipeline:
         failpoints.reached("after_prepare")
         return batch
 
-    def _prepare(self, changes: list[Change], rejected: list[Rejected]) -> Batch:
+    def _prepare(self, changes: list[Change], rejected: list[Rejected], *, may_wait: bool = True) -> Batch:
         winners = assemble.collapse(changes)
-        contents = {key: content_hash(winner.listing) for key, winner in winners.items() if winner.listing is not None}
+        listings = {key: winner.listing for key, winner in winners.items() if winner.listing is not None}
+        urls = {key: url_to_fetch(listing) if self._fetcher else None for key, listing in listings.items()}
+        contents = {key: content_hash(listing, cover_url=urls[key]) for key, listing in listings.items()}
         with self._metrics.stage("known"):
             epoch = self._predictor.identity.epoch
             known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
@@ -109,12 +115,17 @@ class Pipeline:
             if winner.listing is None:
                 proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
             elif key in known:
-                proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version))
+                cover = cover_use(winner.listing, url=urls[key], fetched=True)  # or its content would be no known one
+                proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=cover))
             else:
                 unseen.append(winner)
+        wanted = [url for one in unseen if (url := urls[one.listing_id])]  # what is known as it is needs no fetch
+        fetched = self._fetcher.fetch(wanted, may_wait=may_wait) if self._fetcher else {}
+        covers = {key: cover_use(listing, url=urls[key], fetched=urls[key] in fetched) for key, listing in listings.items()}
+        contents |= {one.listing_id: "" for one in unseen if covers[one.listing_id] is CoverUse.MISSING}
         with self._metrics.stage("features"):
-            prepared, broken = self._predictor.prepare(unseen)
-        return Batch(changes, rejected + broken, proposed, prepared, contents)
+            prepared, broken = self._predictor.prepare(unseen, fetched)
+        return Batch(changes, rejected + broken, proposed, prepared, contents, covers)
 
     def predict(self, batch: Batch) -> Batch:
         """Infer, assemble; runs on the backend's thread. A record that the model cannot take is rejected alone.
@@ -123,7 +134,7 @@ class Pipeline:
         """
         self._infer(batch)
         while orphans := _without_answer(batch):  # each round rejects a version of every orphan, or answers it
-            rest = self._prepare(orphans, [])
+            rest = self._prepare(orphans, [], may_wait=False)  # the batch has waited for covers
             self._infer(rest)
             batch.proposed |= rest.proposed
             batch.rejected += rest.rejected
@@ -136,7 +147,8 @@ class Pipeline:
             answered, rejected = self._predictor.predict(batch.unseen)
         for change, predictions in answered:
             key = change.listing_id
-            state = Enriched(key, change.version, batch.contents[key], predictions, str(model), model.epoch)
+            content, cover = batch.contents[key], batch.covers[key]
+            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover)
             batch.proposed[key] = (Outcome.PREDICTED, state)
         batch.rejected.extend(rejected)
 

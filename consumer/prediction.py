@@ -1,6 +1,6 @@
 """From listings to predictions: features, one pass of the backend, assembly. The service and `consumer predict` share it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from consumer import assemble
 from consumer.bisection import Rows, sift
-from consumer.covers import cover_pixels
+from consumer.covers import cover_pixels, url_to_fetch
 from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
 from consumer.records import Change, ModelIdentity, Rejected, Stage
 from consumer.task_prediction import TaskPrediction
 from model.bundle import Bundle, BundleError
-from model.features import PAD_ID, FeatureExtractor, Features
+from model.features import PAD_ID, FeatureExtractor, Features, decode_cover
 
 # Wide enough for another processor's rounding and for fp16, far below a changed weight.
 GOLDEN_RTOL, GOLDEN_ATOL = 2e-2, 1e-2
@@ -55,9 +55,17 @@ class Predictor:
         self._backend = backend
         self._cover_bytes_max = cover_bytes_max
 
-    def prepare(self, changes: Sequence[Change]) -> tuple[Prepared, list[Rejected]]:
+    def decode_cover(self, data: bytes) -> NDArray[np.uint8]:
+        """An image's bytes to uint8 [channels, height, width], as the model takes them. Raises: InvalidCover."""
+        return decode_cover(data, self._extractor.settings)
+
+    def prepare(
+        self, changes: Sequence[Change], fetched: Mapping[str, NDArray[np.uint8]] | None = None
+    ) -> tuple[Prepared, list[Rejected]]:
         """Decodes covers and makes features. Each change must carry a listing.
 
+        Args:
+            fetched: URL to the pixels of the cover that was found there.
         Returns:
             The changes that the model can take, and those whose cover is broken.
         """
@@ -68,6 +76,8 @@ class Predictor:
                 pixels = cover_pixels(change, settings, bytes_max=self._cover_bytes_max)
             except Exception as error:  # noqa: BLE001  a decoder's surprise costs its record, never the service
                 pixels = Rejected(change.record, Stage.COVER, f"cover: {_words(error)}")
+            if pixels is None and fetched and (url := url_to_fetch(change.stated)):
+                pixels = fetched.get(url)
             if isinstance(pixels, Rejected):
                 rejected.append(pixels)
             else:

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from consumer.errors import DependencyUnavailable, SettingsError
-from consumer.records import Enriched, State, Tombstone
+from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.task_prediction import TaskPrediction
 
 _CONNECTIONS_MAX = 16
@@ -222,6 +222,8 @@ def _fields(state: State, now_ms: str) -> list[str]:
         *("_version", str(state.version), "_model", state.model, "_model_epoch", str(state.model_epoch)),
         *("_content", state.content, "_updated_ms", now_ms),
     ]
+    if state.cover is not CoverUse.NONE:
+        items += ("_cover", state.cover.value)
     for task, prediction in state.predictions.items():
         if task.startswith("_"):
             raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
@@ -244,6 +246,7 @@ def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
             },
             model=fields[b"_model"].decode(),
             model_epoch=int(fields[b"_model_epoch"]),
+            cover=CoverUse(fields.get(b"_cover", b"NONE").decode()),
         )
     except KeyError as error:
         raise ValueError(f"expected the field {error.args[0].decode()}, found none") from error

@@ -34,7 +34,7 @@ from consumer.codec import FRAME, MAGIC, VERSION_HEADER
 from consumer.errors import SettingsError
 from consumer.kafka import headers_of
 from consumer.prediction_store import PredictionStore
-from consumer.records import Enriched, State, Tombstone
+from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.settings import KafkaSettings
 from consumer.task_prediction import Label, TaskPrediction
@@ -199,6 +199,7 @@ def _enriched(event: dict[str, Any]) -> Enriched:
         predictions={task: _prediction(said) for task, said in event["predictions"].items()},
         model=f"{event['model_name']}@{event['model_version']}",
         model_epoch=event["model_epoch"],
+        cover=CoverUse(event.get("cover", CoverUse.NONE)),
     )
 
 

@@ -68,6 +68,14 @@ class Outcome(StrEnum):
     SUPERSEDED = "SUPERSEDED"
 
 
+class CoverUse(StrEnum):
+    """Whether a prediction saw the listing's cover. MISSING: it names one by URL that could not be had in time."""
+
+    NONE = "NONE"
+    USED = "USED"
+    MISSING = "MISSING"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which model speaks. A higher `epoch` may rewrite what a lower one wrote for the same listing version."""
@@ -85,7 +93,7 @@ class Enriched:
     """A listing's predictions at one version.
 
     Attributes:
-        content: hash of what the model saw, hex.
+        content: hash of what the model saw, hex; empty, which no hash equals, where that should not be reused.
         predictions: task name to answer.
         model: `name@version`.
     """
@@ -96,6 +104,7 @@ class Enriched:
     predictions: dict[str, TaskPrediction]
     model: str
     model_epoch: int
+    cover: CoverUse = CoverUse.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import structlog
 
 from consumer import __version__
 from consumer.batches import Outputs
+from consumer.cover_fetch import CoverFetcher
 from consumer.delivery import open_delivery
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.health import Health, serve
@@ -90,6 +91,8 @@ class Service:
         outputs = self._await(stop, "schema registry and topics", lambda: open_outputs(settings.kafka, registry))
         if outputs is None:
             return
+        covers = settings.covers
+        fetcher = CoverFetcher(covers, decode=predictor.decode_cover, metrics=self.metrics) if covers.fetch else None
         pipeline: Pipeline | None = None
         source = KafkaSource(
             settings.kafka,
@@ -112,6 +115,7 @@ class Service:
                 outputs=outputs,
                 metrics=self.metrics,
                 health=self.health,
+                fetcher=fetcher,
             )
             try:
                 pipeline.run(stop)
@@ -120,6 +124,8 @@ class Service:
         finally:
             source.close()
             store.close()
+            if fetcher is not None:
+                fetcher.close()
             log.info("left_the_group")
 
     def _rebalanced(self, kind: str, partitions: int) -> None:

@@ -13,13 +13,14 @@ from typing import Literal
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from consumer.cover_address import Missing
 from consumer.records import Answer, Rejected, Tombstone
 
 _STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
 _BATCH_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096, 10_000)
 
-PipelineStage = Literal["decode", "known", "features", "infer", "store", "produce", "commit"]
+PipelineStage = Literal["decode", "known", "covers", "features", "infer", "store", "produce", "commit"]
 
 
 def configure_logging(level: str, fmt: Literal["json", "console"]) -> None:
@@ -87,6 +88,12 @@ class Metrics:
             ["stage"],
             registry=self.registry,
         )
+        self.cover_fetches = Counter(
+            "enricher_cover_fetches",
+            "Covers named by URL, by result: fetched, cached (found or missing before), or why it is missing.",
+            ["result"],
+            registry=self.registry,
+        )
         self.stale_writes = Counter(
             "enricher_stale_writes",
             "Writes that the store's version guard refused, because it held something newer.",
@@ -96,6 +103,8 @@ class Metrics:
             self.records.labels(outcome)  # a rate over a series that does not exist yet misses its first event
         for stage in ("decode", "cover", "features", "inference"):
             self.dead_letters.labels(stage)
+        for result in ("fetched", "cached", *Missing):
+            self.cover_fetches.labels(result)
 
     def _time_batches(self) -> None:
         self.batch_records = Histogram(
@@ -103,7 +112,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "enricher_stage_seconds",
-            "Seconds that one batch spent in a stage: decode, known, features, infer, store, produce or commit.",
+            "Seconds that one batch spent in a stage: decode, known, covers, features, infer, store, produce or commit.",
             ["stage"],
             buckets=_STAGE_SECONDS,
             registry=self.registry,

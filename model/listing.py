@@ -28,6 +28,7 @@ class Listing:
         listing_id: the shop's id, the key of every topic and of the store.
         version: grows with each change of this listing; by default milliseconds since the epoch.
         cover: the encoded image (JPEG, PNG or WebP), None when there is none.
+        cover_url: where the image can be fetched, by a service that is set to do so; `cover` goes before it.
         price: in units of `currency` (ISO 4217).
         language: ISO 639 code.
     """
@@ -45,6 +46,7 @@ class Listing:
     year: int | None = None
     format: str | None = None
     cover: bytes | None = field(default=None, repr=False)
+    cover_url: str | None = field(default=None, repr=False)  # it may carry a signature
 
 
 KNOWN_FIELDS = frozenset(Listing.__dataclass_fields__) | {"deleted"}
@@ -54,7 +56,7 @@ def listing_from_mapping(values: Mapping[str, Any], *, default_version: int, cov
     """Reads a listing from decoded JSON or Avro; unknown fields are ignored, absent ones are None.
 
     Args:
-        values: field name to value. `cover` is taken from `values` when it is bytes.
+        values: field name to value. `cover` is taken from `values` when it is bytes, `cover_url` when it is text.
         default_version: the version of a listing that states none.
         cover: the encoded image, where it does not travel in `values`.
 
@@ -71,7 +73,7 @@ def listing_from_mapping(values: Mapping[str, Any], *, default_version: int, cov
         listing_id.encode()
     except UnicodeEncodeError:  # JSON may carry half of a surrogate pair; a key in Kafka and Redis is UTF-8
         raise InvalidListing(f"listing_id: expected valid Unicode, found {_shown(listing_id)}") from None
-    own_cover = get("cover")
+    own_cover, cover_url = get("cover"), get("cover_url")
     version = _integer("version", get("version"))
     return Listing(
         listing_id=listing_id,
@@ -87,6 +89,7 @@ def listing_from_mapping(values: Mapping[str, Any], *, default_version: int, cov
         year=_integer("year", get("year")),
         format=_text("format", get("format"), MAX_NAME_CHARACTERS),
         cover=own_cover if isinstance(own_cover, bytes) else cover,
+        cover_url=cover_url if isinstance(cover_url, str) else None,
     )
 
 

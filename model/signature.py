@@ -13,8 +13,11 @@ from model.listing import Listing
 DIGEST_BYTES = 16
 
 
-def content_hash(listing: Listing) -> str:
+def content_hash(listing: Listing, *, cover_url: str | None = None) -> str:
     """Hashes title, authors, publisher, description, language, year, format, currency and cover of a listing.
+
+    Args:
+        cover_url: where the cover is fetched, if the model sees one that is not in the listing: its URL stands for it.
 
     Every part is written as its length and its bytes, an absent one as the length -1, and the authors are preceded by
     their number: no two different contents share an encoding ("a" + "bc" is not "ab" + "c").
@@ -23,7 +26,7 @@ def content_hash(listing: Listing) -> str:
         The hex digits of a 128-bit BLAKE2b digest.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"listing-content")
-    for part in _parts(listing):
+    for part in _parts(listing, cover_url):
         if part is None:
             digest.update(struct.pack("<q", -1))
         else:
@@ -32,7 +35,7 @@ def content_hash(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _parts(listing: Listing) -> Iterator[bytes | None]:
+def _parts(listing: Listing, cover_url: str | None) -> Iterator[bytes | None]:
     yield _bytes_of(listing.title)
     yield struct.pack("<q", len(listing.authors))
     for author in listing.authors:
@@ -45,6 +48,8 @@ def _parts(listing: Listing) -> Iterator[bytes | None]:
     yield _bytes_of(listing.currency)
     # A digest of its own, so that a caller that stored the cover's digest could hash without the image.
     yield None if listing.cover is None else hashlib.blake2b(listing.cover, digest_size=DIGEST_BYTES).digest()
+    if cover_url is not None:  # no part where there is none: such a listing hashes as it did before there were URLs
+        yield _bytes_of(cover_url)
 
 
 def _bytes_of(text: str | None) -> bytes | None:

@@ -8,6 +8,7 @@ from typing import Any
 import fastavro
 
 from consumer.batches import Outputs
+from consumer.cover_fetch import CoverFetcher
 from consumer.health import Health
 from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
@@ -44,17 +45,22 @@ class Journey:
         self.health = Health(stall_seconds=60, conditions=())
         self.backend_thread = ThreadPoolExecutor(1)
         self.stop: StopWhen | None = None
+        read = Settings.model_validate(settings)
+        predictor = Predictor(bundle, self.backend, cover_bytes_max=1_000_000)
+        decode = predictor.decode_cover
+        self.fetcher = CoverFetcher(read.covers, decode=decode, metrics=self.metrics) if read.covers.fetch else None
         self.pipeline = Pipeline(
-            Settings.model_validate(settings),
+            read,
             source=self.source,
             delivery=self.delivery,
             store=self.store,
             schemas=self.schemas,
-            predictor=Predictor(bundle, self.backend, cover_bytes_max=1_000_000),
+            predictor=predictor,
             backend_thread=self.backend_thread,
             outputs=Outputs(ENRICHED_TOPIC, ENRICHED_SCHEMA, keep_partition, DEAD_LETTER_TOPIC),
             metrics=self.metrics,
             health=self.health,
+            fetcher=self.fetcher,
         )
         self.source.before_revoked = self.pipeline.before_revoked
         self.source.after_lost = self.pipeline.lost
@@ -68,6 +74,8 @@ class Journey:
     def close(self) -> None:
         self.backend.released.set()
         self.backend_thread.shutdown()
+        if self.fetcher is not None:
+            self.fetcher.close()
 
     def said(self) -> list[tuple[int, int, str]]:
         """Partition, offset and answer of each committed output, in order."""

@@ -56,6 +56,7 @@ def test_an_enriched_record_says_it_all() -> None:
         },
         "model_name": "books",
         "model_version": "1.3.0",
+        "cover": "NONE",
         "model_epoch": 3,
         "source_topic": INPUT_TOPIC,
         "source_partition": 2,

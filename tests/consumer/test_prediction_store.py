@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
-from consumer.records import Enriched, State, Tombstone
+from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.task_prediction import Label, TaskPrediction
 
 NOW_MS = 1_700_000_000_000
@@ -78,6 +79,14 @@ def client(url: str) -> Iterator[redis.Redis]:
     reader = redis.Redis.from_url(url, decode_responses=True)
     yield reader
     reader.close()
+
+
+@pytest.mark.parametrize("cover", list(CoverUse))
+def test_what_became_of_the_cover_is_kept(store: PredictionStore, cover: CoverUse) -> None:
+    """Whether a prediction saw the listing's cover comes back as it was written."""
+    state = replace(novel(), cover=cover)
+    store.write([state], now_ms=NOW_MS)
+    assert store.read(["bd-1"]) == [state]
 
 
 def test_what_was_written_is_read(store: PredictionStore) -> None:

@@ -26,6 +26,7 @@ A_NOVEL: dict[str, Any] = {
     "year": 1815,
     "format": "Paperback",
     "cover": b"\x89PNG",
+    "cover_url": "https://covers.example/emma.jpg",
 }
 
 
@@ -74,6 +75,7 @@ def test_an_enriched_listing_comes_back_as_it_was_written() -> None:
         "listing_id": "bd-1",
         "version": 17,
         "outcome": "REUSED",
+        "cover": "MISSING",
         "predictions": {
             "department": {
                 "labels": [{"label": "Fiction", "confidence": 0.83}],

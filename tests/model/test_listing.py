@@ -22,6 +22,7 @@ WHOLE: dict[str, Any] = {
     "year": 1815,
     "format": "Hardback",
     "cover": b"image",
+    "cover_url": "https://covers.example/emma.jpg",
 }
 
 

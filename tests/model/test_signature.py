@@ -22,7 +22,7 @@ SEEN: dict[str, Any] = {
     "currency": "USD",
     "cover": b"other bytes",
 }
-UNSEEN: dict[str, Any] = {"listing_id": "other", "version": 99, "price": 1.0, "page_count": 3}
+UNSEEN: dict[str, Any] = {"listing_id": "other", "version": 99, "price": 1.0, "page_count": 3, "cover_url": "https://a.example/b"}
 
 
 def test_every_field_is_known_as_seen_or_unseen() -> None:
@@ -43,6 +43,12 @@ def test_the_hash_changes_with_whatever_the_model_sees(field: str) -> None:
 def test_the_hash_does_not_change_with_what_the_model_does_not_see(field: str) -> None:
     """A new price, stock or version lets the prediction be reused."""
     assert content_hash(dataclasses.replace(a_novel(), **{field: UNSEEN[field]})) == content_hash(a_novel())
+
+
+def test_a_fetched_cover_is_its_url() -> None:
+    """Where the cover is fetched its URL is content: another one, or none, is another hash."""
+    hashes = {content_hash(a_novel(), cover_url=url) for url in (None, "", "https://a.example/1", "https://a.example/2")}
+    assert len(hashes) == 4
 
 
 def test_texts_cannot_slide_between_fields() -> None:

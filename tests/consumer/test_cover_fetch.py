@@ -1,0 +1,465 @@
+"""Covers by URL: what a stranger's server may do, and what it must never reach."""
+
+import gzip
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consumer.cover_address import CoverMissing, Missing, read_url, refuse_address
+from consumer.cover_fetch import CoverFetcher, Pixels
+from consumer.settings import CoverSettings
+from consumer.telemetry import Metrics
+from model.cover import decode_cover
+from tests.consumer.cover_server import CoverServer, a_redirect, a_reset, a_status, an_answer, in_drops
+from tests.examples import a_jpeg_cover, a_truncated_jpeg
+from tests.fake_model import SMALL_COVERS
+
+LOOPBACK = "127.0.0.0/8"
+
+
+class Fetching:
+    """A fetcher with what it counted. Every name of `.test` leads to loopback, unless `addresses` says otherwise."""
+
+    def __init__(self, server: CoverServer, *, ssl_context: ssl.SSLContext | None = None, **settings: Any) -> None:
+        self.metrics = Metrics()
+        self.asked: list[str] = []
+        self.addresses: dict[str, list[Sequence[str]]] = {}
+        hosts = [f"covers.test:{server.port}", f"other.test:{server.port}", f"dead.test:{server.port}", "covers.test"]
+        defaults = {"fetch": True, "allowed_hosts": hosts, "allowed_networks": [LOOPBACK], "timeout_ms": 400}
+        read = CoverSettings.model_validate(defaults | settings)
+        self.fetcher = CoverFetcher(
+            read, decode=self._decode, metrics=self.metrics, resolver=self._resolve, ssl_context=ssl_context
+        )
+
+    def _decode(self, data: bytes) -> Pixels:
+        return decode_cover(data, SMALL_COVERS)
+
+    def _resolve(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append(host)
+        answers = self.addresses.get(host, [["127.0.0.1"]])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def counted(self) -> dict[str, int]:
+        """Result to how often."""
+        samples = [sample for metric in self.metrics.cover_fetches.collect() for sample in metric.samples]
+        return {one.labels["result"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
+
+
+@pytest.fixture
+def server() -> Iterator[CoverServer]:
+    made = CoverServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fetching(server: CoverServer) -> Iterator[Callable[..., Fetching]]:
+    made: list[Fetching] = []
+
+    def make(**settings: Any) -> Fetching:
+        made.append(Fetching(server, **settings))
+        return made[-1]
+
+    yield make
+    server.stopping.set()
+    for one in made:
+        one.fetcher.close()
+
+
+MakeFetching = Callable[..., Fetching]
+
+
+def reason_of(one: Fetching, url: str) -> str:
+    """Why this URL's cover is missing."""
+    assert one.fetcher.fetch([url]) == {}
+    (reason,) = one.counted()
+    return reason
+
+
+# ── what comes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cover_is_fetched_and_decoded(server: CoverServer, fetching: MakeFetching) -> None:
+    """A cover at an allowed host becomes the same pixels as its bytes would."""
+    one = fetching()
+    found = one.fetcher.fetch([server.url()])
+    assert np.array_equal(found[server.url()], decode_cover(a_jpeg_cover(), SMALL_COVERS))
+    assert one.counted() == {"fetched": 1}
+
+
+def test_a_cover_is_fetched_once(server: CoverServer, fetching: MakeFetching) -> None:
+    """The second batch that names a URL takes it from the cache; so does one that must not wait."""
+    one = fetching()
+    first = one.fetcher.fetch([server.url(), server.url()])
+    assert np.array_equal(one.fetcher.fetch([server.url()], may_wait=False)[server.url()], first[server.url()])
+    assert server.requests == ["/cover.jpg"]
+    assert one.counted() == {"fetched": 1, "cached": 1}
+
+
+def test_a_missing_cover_is_remembered_too(server: CoverServer, fetching: MakeFetching) -> None:
+    """A 404 is not asked for again in the next batch."""
+    one = fetching()
+    for _ in range(2):
+        assert one.fetcher.fetch([server.url("/gone")]) == {}
+    assert server.requests == ["/gone"]
+
+
+def test_the_cache_is_bounded(server: CoverServer, fetching: MakeFetching) -> None:
+    """With no room for an entry, each batch fetches anew."""
+    one = fetching(cache_bytes=100)
+    for _ in range(2):
+        assert server.url() in one.fetcher.fetch([server.url()])
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (a_status(404), Missing.STATUS),
+        (a_status(500), Missing.STATUS),
+        (a_status(204), Missing.STATUS),
+        (a_reset, Missing.CONNECTION),
+        (an_answer(b"<html>", "Content-Type: image/jpeg"), Missing.NOT_AN_IMAGE),
+        (an_answer(a_truncated_jpeg(), "Content-Type: image/jpeg"), Missing.NOT_AN_IMAGE),
+        (an_answer(b""), Missing.NOT_AN_IMAGE),
+        (an_answer(gzip.compress(bytes(10_000_000)), "Content-Encoding: gzip"), Missing.ENCODING),
+        (an_answer(a_jpeg_cover(), length=10), Missing.NOT_AN_IMAGE),
+        (an_answer(a_jpeg_cover(), length=100_000), Missing.PROTOCOL),
+        (an_answer(bytes(20_000)), Missing.TOO_LARGE),
+        (lambda connection: connection.sendall(b"SSH-2.0-OpenSSH\r\n\r\n"), Missing.PROTOCOL),
+    ],
+)
+def test_a_wrong_answer_is_a_missing_cover(server: CoverServer, fetching: MakeFetching, behaviour: Any, reason: str) -> None:
+    """Whatever is no whole image with status 200 is missing, and the metric says why."""
+    server.answers["/it"] = behaviour
+    assert reason_of(fetching(max_bytes=10_000), server.url("/it")) == reason
+
+
+def test_the_bytes_decide_what_an_image_is(server: CoverServer, fetching: MakeFetching) -> None:
+    """A JPEG that is called text is a cover all the same."""
+    server.answers["/it"] = an_answer(a_jpeg_cover(), "Content-Type: text/html")
+    assert server.url("/it") in fetching().fetcher.fetch([server.url("/it")])
+
+
+@pytest.mark.parametrize(
+    ("start", "drop", "every_s"),
+    [
+        (b"", b"", 0.05),  # nothing at all
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", 0.05),  # headers without end
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"\xff", 0.05),  # a slow loris
+    ],
+)
+def test_a_slow_answer_ends_with_the_deadline(
+    server: CoverServer, fetching: MakeFetching, start: bytes, drop: bytes, every_s: float
+) -> None:
+    """However it dawdles, a server costs no more than covers.timeout_ms, and the connection is given up."""
+    server.answers["/it"] = in_drops(start, drop, every_s=every_s, until=server.stopping)
+    one = fetching()
+    began_s = time.monotonic()
+    assert reason_of(one, server.url("/it")) == Missing.TIMEOUT
+    one.fetcher.close()
+    assert 0.35 < time.monotonic() - began_s < 1.5
+
+
+def test_an_endless_body_ends_at_the_limit(server: CoverServer, fetching: MakeFetching) -> None:
+    """Bytes are counted as they come: a body without end is given up at covers.max_bytes."""
+    start = b"HTTP/1.1 200 OK\r\n\r\n"
+    server.answers["/it"] = in_drops(start, bytes(60_000), every_s=0, until=server.stopping)
+    assert reason_of(fetching(timeout_ms=10_000, max_bytes=1_000_000), server.url("/it")) == Missing.TOO_LARGE
+
+
+# ── where it may go ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://covers.test@evil.test/",
+        "http://evil.test\\@covers.test/",
+        "http://covers.test:80@evil.test/",
+        "ftp://covers.test/a",
+        "file:///etc/passwd",
+        "//covers.test/a",
+        "http://",
+        "http:///a",
+        "http://covers.test:99999/a",
+        "http://[::1/a",
+        "http://covers.test/a b",
+        "http://covers.test/a\r\nHost: evil.test",
+        "http://cövers.test/",
+        "http://covers..test/",
+        "http://covers.test/" + "a" * 3_000,
+    ],
+)
+def test_an_odd_url_is_refused(url: str) -> None:
+    """User names, other schemes, control characters, and what parsers read differently."""
+    with pytest.raises(CoverMissing) as caught:
+        read_url(url, ["covers.test"])
+    assert caught.value.reason is Missing.URL
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("http://covers.test/a", True),
+        ("https://COVERS.Test./a", True),
+        ("http://covers.test:80/a", True),
+        ("http://covers.test:443/a", False),
+        ("http://covers.test:8080/a", False),
+        ("http://ported.test:8080/a", True),
+        ("http://ported.test/a", False),
+        ("http://img.wild.test/a", True),
+        ("http://a.b.wild.test/a", True),
+        ("http://wild.test/a", False),
+        ("http://evilwild.test/a", False),
+        ("http://covers.test.evil/a", False),
+        ("http://2130706433/a", False),
+        ("http://0x7f.1/a", False),
+        ("http://0177.0.0.1/a", False),
+        ("http://127.0.0.1/a", False),
+        ("http://[2001:db8::1]/a", True),
+        ("http://[::ffff:127.0.0.1]/a", False),
+    ],
+)
+def test_only_allowed_hosts_and_ports_are_asked(url: str, allowed: bool) -> None:
+    """The host must be listed, by itself or as a subdomain of a listed `*.`, and a port other than the usual one with it."""
+    hosts = ["covers.test", "Ported.test:8080", "*.wild.test", "2001:db8::1"]
+    if allowed:
+        assert read_url(url, hosts).path == "/a"
+        return
+    with pytest.raises(CoverMissing) as caught:
+        read_url(url, hosts)
+    assert caught.value.reason is Missing.HOST
+
+
+NOT_PUBLIC = [
+    *("10.1.2.3", "172.16.0.1", "192.168.1.1", "127.0.0.1", "100.64.0.1", "0.0.0.0", "192.0.2.1", "198.18.0.1"),
+    *("169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+    *("::", "::1", "::127.0.0.1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "2001:db8::1"),
+    *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "2002:a9fe:a9fe::1", "64:ff9b::7f00:1"),
+    *("64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2001:0:4136:e378::1"),
+]
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_an_address_that_is_not_public_is_refused(address: str) -> None:
+    """Private, loopback, link-local, metadata, multicast, reserved, and IPv6 addresses with such an IPv4 one inside."""
+    with pytest.raises(CoverMissing):
+        refuse_address(address, [])
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_a_public_address_is_connected_to(address: str) -> None:
+    """Public ones pass, also where the network translates IPv4 to IPv6."""
+    refuse_address(address, [])
+
+
+def test_allowed_networks_open_private_addresses_only() -> None:
+    """An operator may allow private networks; link-local and metadata addresses stay closed."""
+    networks = CoverSettings.model_validate({"allowed_networks": ["0.0.0.0/0", "::/0"]}).allowed_networks
+    for address in ("10.1.2.3", "::ffff:10.1.2.3", "fc00::1"):
+        refuse_address(address, networks)
+    for address in ("169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "fe80::1", "100.100.100.200", "224.0.0.1"):
+        with pytest.raises(CoverMissing):
+            refuse_address(address, networks)
+
+
+@pytest.mark.parametrize("answer", [["10.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["::ffff:10.0.0.1"]])
+def test_every_address_of_a_name_is_checked(server: CoverServer, fetching: MakeFetching, answer: list[str]) -> None:
+    """One address that is not public refuses the whole answer, and nothing is connected to."""
+    one = fetching()
+    one.addresses["covers.test"] = [answer]
+    assert reason_of(one, server.url()) == Missing.ADDRESS
+    assert server.requests == []
+
+
+def test_a_name_is_resolved_once_a_connection(server: CoverServer, fetching: MakeFetching) -> None:
+    """The connection goes to the address that was checked: a resolver that says something else next is not asked (rebinding)."""
+    one = fetching()
+    one.addresses["covers.test"] = [["127.0.0.1"], ["169.254.169.254"]]
+    assert server.url() in one.fetcher.fetch([server.url()])
+    assert one.asked == ["covers.test"]
+
+
+def test_a_name_without_address_is_a_missing_cover(server: CoverServer, fetching: MakeFetching) -> None:
+    """So is one whose answer is empty."""
+    one = fetching()
+    one.addresses["covers.test"] = [[]]
+    assert reason_of(one, server.url()) == Missing.DNS
+
+
+def test_the_first_address_that_answers_is_taken(server: CoverServer, fetching: MakeFetching) -> None:
+    """A refused connection leads to the next checked address."""
+    one = fetching()
+    one.addresses["covers.test"] = [["127.9.9.9", "127.0.0.1"]]
+    assert server.url() in one.fetcher.fetch([server.url()])
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://127.0.0.1/", Missing.HOST),
+        ("http://169.254.169.254/latest/meta-data/", Missing.HOST),
+        ("http://evil.test/", Missing.HOST),
+        ("file:///etc/passwd", Missing.URL),
+        ("http://covers.test@evil.test/", Missing.URL),
+        ("http://[", Missing.REDIRECT),
+        ("/it", Missing.REDIRECT),
+        ("", Missing.REDIRECT),
+    ],
+)
+def test_a_redirect_is_checked_like_the_url(server: CoverServer, fetching: MakeFetching, location: str, reason: str) -> None:
+    """Each hop has to pass, and three are followed: a loop ends."""
+    server.answers["/it"] = a_redirect(location)
+    assert reason_of(fetching(), server.url("/it")) == reason
+    assert len(server.requests) <= 4
+
+
+def test_a_redirect_to_a_private_address_is_refused(server: CoverServer, fetching: MakeFetching) -> None:
+    """An allowed host's name that leads inside is refused at the second hop as at the first."""
+    server.answers["/it"] = a_redirect(server.url("/", host="other.test"))
+    one = fetching()
+    one.addresses["other.test"] = [["192.168.0.1"]]
+    assert reason_of(one, server.url("/it")) == Missing.ADDRESS
+
+
+def test_three_redirects_are_followed(server: CoverServer, fetching: MakeFetching) -> None:
+    """To another allowed host too."""
+    server.answers |= {"/1": a_redirect("/2"), "/2": a_redirect(server.url("/3", "other.test")), "/3": a_redirect("/cover.jpg")}
+    assert server.url("/1") in fetching().fetcher.fetch([server.url("/1")])
+
+
+# ── what it may cost ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_batch_fetches_in_parallel_within_max_connections(server: CoverServer, fetching: MakeFetching) -> None:
+    """30 covers of 50 ms each over 5 connections: never more than 5 at once, and all are there."""
+
+    def slowly(connection: Any) -> None:
+        time.sleep(0.05)
+        an_answer(a_jpeg_cover())(connection)
+
+    urls = [server.url(f"/{number}") for number in range(30)]
+    server.answers |= {f"/{number}": slowly for number in range(30)}
+    one = fetching(max_connections=5, timeout_ms=5_000)
+    assert set(one.fetcher.fetch(urls)) == set(urls)
+    assert 2 <= server.at_once_max <= 5
+
+
+def test_one_deadline_holds_for_the_whole_batch(server: CoverServer, fetching: MakeFetching) -> None:
+    """30 URLs that never answer cost a batch one covers.timeout_ms, not thirty."""
+    server.answers |= {f"/{n}": in_drops(b"", b"", every_s=0.05, until=server.stopping) for n in range(30)}
+    one = fetching()
+    began_s = time.monotonic()
+    assert one.fetcher.fetch(server.url(f"/{n}") for n in range(30)) == {}
+    assert time.monotonic() - began_s < 1.0
+    assert sum(one.counted().values()) == 30
+
+
+def test_a_host_that_keeps_failing_rests(server: CoverServer, fetching: MakeFetching) -> None:
+    """After three failures in a row its covers are missing at once, while another host's are still fetched."""
+    one = fetching(max_connections=1)
+    one.addresses["dead.test"] = [["127.9.9.9"]]
+    for number in range(3):
+        one.fetcher.fetch([server.url(f"/{number}", "dead.test")])
+    assert one.counted() == {"connection": 3}
+    one.fetcher.fetch([server.url("/4", "dead.test")])
+    assert one.counted() == {"connection": 3, "host_rests": 1}
+    assert one.asked == ["dead.test"] * 3
+    assert server.url() in one.fetcher.fetch([server.url()])
+
+
+def test_a_host_that_hangs_rests_too(server: CoverServer, fetching: MakeFetching) -> None:
+    """A resolver that does not come back is not waited for beyond the deadline, and its host is left out next."""
+    release = threading.Event()
+    one = fetching(max_connections=3, timeout_ms=200)
+    one.addresses["dead.test"] = [Hanging(release)]
+    assert one.fetcher.fetch(server.url(f"/{number}", "dead.test") for number in range(3)) == {}
+    release.set()
+    began_s = time.monotonic()
+    assert one.fetcher.fetch([server.url("/4", "dead.test")]) == {}
+    assert time.monotonic() - began_s < 0.1
+    assert one.counted() == {"timeout": 3, "host_rests": 1}
+
+
+class Hanging(list[str]):
+    """An answer of the resolver that comes when the test says so."""
+
+    def __init__(self, release: threading.Event) -> None:
+        super().__init__(["127.0.0.1"])
+        self._release = release
+
+    def __iter__(self) -> Iterator[str]:
+        assert self._release.wait(10)
+        return super().__iter__()
+
+
+def test_a_healthy_host_that_is_merely_busy_does_not_rest(server: CoverServer, fetching: MakeFetching) -> None:
+    """Fetches that began late, because a batch had many, are not held against the host when the deadline cuts them."""
+
+    def slowly(connection: Any) -> None:
+        time.sleep(0.06)
+        an_answer(a_jpeg_cover())(connection)
+
+    server.answers |= {f"/{number}": slowly for number in range(40)}
+    one = fetching(max_connections=2)
+    assert 0 < len(one.fetcher.fetch(server.url(f"/{number}") for number in range(40))) < 40
+    assert server.url() in one.fetcher.fetch([server.url()])
+
+
+# ── TLS ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(server: CoverServer, fetching: MakeFetching, tmp_path: Any) -> None:
+    """https is verified: the same server is refused with the system's certificates, and read with its own trusted."""
+    certificate = a_certificate(tmp_path, "covers.test")
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(certificate)
+    listener = CoverServer()
+    listener.wrap(theirs)
+    try:
+        hosts = [f"covers.test:{listener.port}", f"other.test:{listener.port}"]
+        url = f"https://covers.test:{listener.port}/cover.jpg"
+        assert reason_of(fetching(allowed_hosts=hosts, timeout_ms=3_000), url) == Missing.TLS
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        assert url in fetching(allowed_hosts=hosts, ssl_context=trusting, timeout_ms=3_000).fetcher.fetch([url])
+        other = fetching(allowed_hosts=hosts, ssl_context=trusting, timeout_ms=3_000)
+        assert reason_of(other, url.replace("covers.test", "other.test")) == Missing.TLS, "the name has to match"
+        listener.answers["/down"] = a_redirect(server.url())
+        downgraded = fetching(allowed_hosts=[*hosts, f"covers.test:{server.port}"], ssl_context=trusting, timeout_ms=3_000)
+        assert reason_of(downgraded, url.replace("/cover.jpg", "/down")) == Missing.REDIRECT
+    finally:
+        listener.close()
+
+
+def a_certificate(folder: Any, host: str) -> Any:
+    """A self-signed certificate and its key, in one PEM file."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "covers.pem"
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
