@@ -9,13 +9,14 @@ What comes is a stranger's, as with `covers`: `cover_address` says where from, h
 unpacked on the way (`Accept-Encoding: identity`), bytes are counted as they come, and what an image is its bytes say.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from ssl import SSLContext, SSLError
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from urllib.parse import urljoin, urlsplit
 
 import httpcore2
@@ -38,6 +39,7 @@ MISSING_AGE_S = 30.0
 FAILURES_BEFORE_REST = 3
 REST_S_FIRST, REST_S_MAX = 5.0, 60.0
 KEEP_ALIVE_S = 15.0
+DECODING_MAX = 2  # the worst image that is accepted takes about 200 MB while it is decoded
 _HOSTS_MAX = 1_000
 _ENTRY_BYTES = 300  # what Python holds of a cache entry beside the URL and the pixels
 _HEADERS = [("Accept", "image/jpeg, image/png, image/webp"), ("Accept-Encoding", "identity"), ("User-Agent", "listing-enricher")]
@@ -74,6 +76,7 @@ class CoverFetcher:
             network_backend=self._network,
         )
         self._threads = ThreadPoolExecutor(settings.max_connections, thread_name_prefix="covers")
+        self._decoding = BoundedSemaphore(DECODING_MAX)
         self._cache = _Cache(settings.cache_bytes)
         self._hosts = _Hosts()
 
@@ -92,62 +95,72 @@ class CoverFetcher:
             return self._fetch(wanted, may_wait=may_wait)
 
     def _fetch(self, urls: list[str], *, may_wait: bool) -> dict[str, Pixels]:
-        began_s = time.monotonic()
+        now_s = time.monotonic()
         found: dict[str, Pixels] = {}
-        under_way: dict[str, Future[_Fetched]] = {}
+        under_way: list[tuple[_Fetch, Future[_Fetched]]] = []
         for url in urls:
-            known = self._cache.get(url, now_s=began_s)
+            known = self._cache.get(url, now_s=now_s)
             if known is None and may_wait:
-                under_way[url] = self._threads.submit(self._load, url, began_s + self._timeout_s)
+                one = _Fetch(url, _host_of(url), now_s + self._timeout_s)
+                under_way.append((one, self._threads.submit(self._load, one)))
                 continue
-            self._metrics.cover_fetches.labels("cached").inc()
+            self._metrics.cover_fetches.labels("cached" if known else Missing.TIMEOUT).inc()
             if known is not None and known.pixels is not None:
                 found[url] = known.pixels
-        wait(under_way.values(), timeout=self._timeout_s)
-        for url, future in under_way.items():
-            fetched = self._result(url, future)
+        wait([future for _, future in under_way], timeout=self._timeout_s)
+        for one, future in under_way:
+            fetched = self._result(one, future)
             self._metrics.cover_fetches.labels(fetched.result).inc()
             if fetched.pixels is not None:
-                found[url] = fetched.pixels
+                found[one.url] = fetched.pixels
         return found
 
-    def _result(self, url: str, future: "Future[_Fetched]") -> "_Fetched":
+    def _result(self, one: "_Fetch", future: "Future[_Fetched]") -> "_Fetched":
         if future.done():
             return future.result()
-        if not future.cancel():  # it had its time: a resolver that hangs, for one, cannot be interrupted
-            self._hosts.failed(_host_of(url), now_s=time.monotonic())
-        return _Fetched(None, Missing.TIMEOUT.value)
+        if not future.cancel():  # its thread will notice too, but not soon if it asks a resolver, which cannot be interrupted
+            self._blame(one, Missing.TIMEOUT)
+        return _Fetched(None, Missing.TIMEOUT)
 
-    def _load(self, url: str, deadline_s: float) -> "_Fetched":
-        """One cover, on a thread of the pool; never raises for what the other side did."""
-        began_s = time.monotonic()
-        host = _host_of(url)
-        pixels = None
-        result = "fetched"
+    def _load(self, one: "_Fetch") -> "_Fetched":
+        """One cover, on a thread of the pool; does not raise for what the other side did."""
+        one.began_s = time.monotonic()
+        if self._hosts.rests(one.host, now_s=one.began_s):
+            return _Fetched(None, Missing.HOST_RESTS)
+        # Half of the time to connect: threads that wait for a dead host come free for the others' covers.
+        self._network.set_deadline(connect_s=one.began_s + self._timeout_s / 2, total_s=one.deadline_s)
         try:
-            if self._hosts.rests(host, now_s=began_s):
-                raise CoverMissing(Missing.HOST_RESTS, "the host failed several times in a row")
-            # Half of the time to connect: threads that wait for a dead host come free for the others' covers.
-            self._network.set_deadline(connect_s=began_s + self._timeout_s / 2, total_s=deadline_s)
-            pixels = self._decode(self._follow(url))
-            self._hosts.answered(host)
+            data = self._follow(one.url)
+            self._hosts.answered(one.host)
+            fetched = _Fetched(self._pixels(data), "fetched")
         except InvalidCover as error:
-            result = self._missing(host, Missing.NOT_AN_IMAGE, str(error))
-            self._hosts.answered(host)
+            fetched = self._missing(one, Missing.NOT_AN_IMAGE, str(error))
         except CoverMissing as error:
-            result = self._missing(host, error.reason, str(error))
-            # Who got less than half of the time, because others came first, is not to blame for being late.
-            late = error.reason is not Missing.TIMEOUT or deadline_s - began_s >= self._timeout_s / 2
-            if error.reason in _BLAMES_HOST and late:
-                self._hosts.failed(host, now_s=time.monotonic())
-        if result != Missing.HOST_RESTS.value:
-            self._cache.put(url, pixels, expires_s=time.monotonic() + (MISSING_AGE_S if pixels is None else MAX_AGE_S))
-        return _Fetched(pixels, result)
+            fetched = self._missing(one, error.reason, str(error))
+        age_s = MISSING_AGE_S if fetched.pixels is None else MAX_AGE_S
+        self._cache.put(one.url, fetched.pixels, expires_s=time.monotonic() + age_s)
+        return fetched
 
-    def _missing(self, host: str, reason: Missing, message: str) -> str:
-        if reason is not Missing.HOST_RESTS:
-            log.info("cover_missing", host=host[:80], reason=reason.value, detail=message)
-        return reason.value
+    def _missing(self, one: "_Fetch", reason: Missing, message: str) -> "_Fetched":
+        log.info("cover_missing", host=one.host[:80], reason=reason.value, detail=message)
+        self._blame(one, reason)
+        return _Fetched(None, reason)
+
+    def _blame(self, one: "_Fetch", reason: Missing) -> None:
+        """Counts a failure against the host, once; not where it was late because others came first and left little time."""
+        had_time = reason is not Missing.TIMEOUT or one.deadline_s - one.began_s >= self._timeout_s / 2
+        if reason in _BLAMES_HOST and had_time and not one.blamed:
+            one.blamed = True
+            self._hosts.failed(one.host, now_s=time.monotonic())
+
+    def _pixels(self, data: bytes) -> Pixels:
+        """Raises: InvalidCover; CoverMissing: TIMEOUT."""
+        if not self._decoding.acquire(timeout=self._network.remaining_s()):
+            raise CoverMissing(Missing.TIMEOUT, "the covers before it took long to decode")
+        try:
+            return self._decode(data)
+        finally:
+            self._decoding.release()
 
     def _follow(self, url: str) -> bytes:
         """Raises: CoverMissing."""
@@ -198,6 +211,17 @@ class CoverFetcher:
         """Waits for the fetches under way, each of which has its deadline, and closes the connections."""
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """A fetch under way. `deadline_s` and `began_s` are of `time.monotonic`."""
+
+    url: str
+    host: str
+    deadline_s: float
+    began_s: float = math.inf
+    blamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

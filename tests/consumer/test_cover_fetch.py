@@ -1,14 +1,18 @@
 """Covers by URL: what a stranger's server may do, and what it must never reach."""
 
 import gzip
+import random
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumer.cover_address import CoverMissing, Missing, read_url, refuse_address
 from consumer.cover_fetch import CoverFetcher, Pixels
@@ -406,10 +410,51 @@ def test_a_healthy_host_that_is_merely_busy_does_not_rest(server: CoverServer, f
         time.sleep(0.06)
         an_answer(a_jpeg_cover())(connection)
 
-    server.answers |= {f"/{number}": slowly for number in range(40)}
-    one = fetching(max_connections=2)
-    assert 0 < len(one.fetcher.fetch(server.url(f"/{number}") for number in range(40))) < 40
+    server.answers |= {f"/{number}": slowly for number in range(80)}
+    one = fetching(max_connections=6)
+    assert 0 < len(one.fetcher.fetch(server.url(f"/{number}") for number in range(80))) < 80
     assert server.url() in one.fetcher.fetch([server.url()])
+
+
+def test_few_covers_are_decoded_at_once(server: CoverServer, fetching: MakeFetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take 200 MB while it is decoded: however many connections there are, two are decoded at a time."""
+    at_once: list[int] = [0]
+    most: list[int] = []
+
+    def decode(self: Fetching, data: bytes) -> Pixels:
+        at_once[0] += 1
+        most.append(at_once[0])
+        time.sleep(0.02)
+        at_once[0] -= 1
+        return decode_cover(data, SMALL_COVERS)
+
+    monkeypatch.setattr(Fetching, "_decode", decode)
+    server.answers |= {f"/{number}": an_answer(a_jpeg_cover()) for number in range(16)}
+    one = fetching(timeout_ms=5_000)
+    assert len(one.fetcher.fetch(server.url(f"/{number}") for number in range(16))) == 16
+    assert max(most) == 2
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nLocation: http://covers.test/\r\n\r\n5\r\nabcde\r\n0\r\n\r\n"
+
+
+def test_no_answer_of_a_stranger_raises(server: CoverServer, fetching: MakeFetching) -> None:
+    """Mangled bytes in place of an answer are a missing cover, whatever the parser makes of them."""
+    chance = random.Random(7)
+    one = fetching(cache_bytes=0, timeout_ms=5_000)
+    for number in range(300):
+        start = chance.randrange(len(ANSWER))
+        mangled = ANSWER[:start] + chance.randbytes(chance.randrange(9)) + ANSWER[start + chance.randrange(9) :]
+        server.answers[f"/{number}"] = lambda connection, mangled=mangled: connection.sendall(mangled)
+    assert one.fetcher.fetch(server.url(f"/{number}") for number in range(300)) == {}
+    assert sum(one.counted().values()) == 300
+
+
+@given(st.one_of(st.text(), st.from_regex(r"https?://[^/]{0,30}(:[0-9]{0,6})?/.{0,20}")))
+def test_no_text_in_place_of_a_url_raises(text: str) -> None:
+    """A listing's URL is anybody's text: it is a target at an allowed host, or a missing cover."""
+    with suppress(CoverMissing):
+        assert read_url(text, ["*.test"]).host.endswith(".test")
 
 
 # ── TLS ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -111,3 +111,24 @@ def test_every_optional_field_has_a_default_and_every_field_a_meaning(text: str)
         if isinstance(field["type"], list):
             assert field["type"][0] == "null"
             assert field["default"] is None
+
+
+def test_events_from_before_there_were_fetched_covers_can_be_read() -> None:
+    """A listing without `cover_url` and an enriched event without `cover` read as null and NONE with today's schemas."""
+    for text, name, default in ((schemas.LISTING, "cover_url", None), (schemas.ENRICHED_LISTING, "cover", "NONE")):
+        today = json.loads(text)
+        before = {**today, "fields": [field for field in today["fields"] if field["name"] != name]}
+        values = {
+            "listing_id": "bd-1",
+            "version": 1,
+            "outcome": "REUSED",
+            "predictions": {},
+            "model_name": "a",
+            "model_version": "1",
+        }
+        values |= {"model_epoch": 1, "source_topic": "t", "source_partition": 0, "source_offset": 0, "enriched_at": 0}
+        stream = BytesIO()
+        fastavro.schemaless_writer(stream, fastavro.parse_schema(before), values)
+        stream.seek(0)
+        read: Any = fastavro.schemaless_reader(stream, fastavro.parse_schema(before), fastavro.parse_schema(today))
+        assert read[name] == default
