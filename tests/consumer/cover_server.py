@@ -20,7 +20,6 @@ class CoverServer:
         self.answers: dict[str, Behaviour] = {"/cover.jpg": an_answer(a_jpeg_cover())}
         self.requests: list[str] = []
         self.stopping = threading.Event()
-        self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         outer = self
 
@@ -55,8 +54,7 @@ class CoverServer:
                 return
             head += got
         path = head.split(b" ", 2)[1].decode()
-        with self._lock:
-            self.requests.append(path)
+        self.requests.append(path)
         self.answers.get(path, a_status(404))(connection)
 
     def url(self, path: str = "/cover.jpg", host: str = "covers.test") -> str:

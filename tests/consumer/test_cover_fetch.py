@@ -1,7 +1,9 @@
 """Covers by URL: what a stranger's server may do, and what it must never reach."""
 
 import gzip
+import math
 import random
+import socket
 import ssl
 import threading
 import time
@@ -9,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import httpcore2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.cover_address import CoverMissing, Missing, read_url, refuse_address
+from consumer.cover_address import CheckedNetwork, CoverMissing, Missing, read_url, refuse_address
 from consumer.cover_fetch import CoverFetcher, Pixels
 from consumer.settings import CoverSettings
 from consumer.telemetry import Metrics
@@ -290,6 +293,25 @@ def test_a_name_is_resolved_once_a_connection(server: CoverServer, fetching: Mak
     assert one.asked == ["covers.test"]
 
 
+def test_the_peer_of_a_connection_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the network made of the address: a connection that stands to a private one is closed."""
+    closed: list[bool] = []
+
+    class Elsewhere(httpcore2.NetworkStream):
+        def get_extra_info(self, info: str) -> Any:
+            return ("10.0.0.1", 80) if info == "server_addr" else None
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: Elsewhere())
+    network = CheckedNetwork([], lambda host, port: ["8.8.8.8"])
+    network.set_deadline(connect_s=math.inf, total_s=math.inf)
+    with pytest.raises(CoverMissing) as caught:
+        network.connect_tcp("covers.test", 80)
+    assert (caught.value.reason, closed) == (Missing.ADDRESS, [True])
+
+
 def test_a_name_without_address_is_a_missing_cover(server: CoverServer, fetching: MakeFetching) -> None:
     """So is one whose answer is empty."""
     one = fetching()
@@ -343,24 +365,21 @@ def test_three_redirects_are_followed(server: CoverServer, fetching: MakeFetchin
 
 def test_a_batch_fetches_in_parallel_within_max_connections(server: CoverServer, fetching: MakeFetching) -> None:
     """30 covers of 50 ms each over 5 connections: never more than 5 at once, and all are there."""
-
-    lock, at_once, most = threading.Lock(), 0, 0
+    open_now: list[None] = []
+    most: list[int] = []
 
     def slowly(connection: Any) -> None:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
+        open_now.append(None)
+        most.append(len(open_now))
         time.sleep(0.05)
-        with lock:
-            at_once -= 1  # before the answer: after it the client may already open the next
+        open_now.pop()  # before the answer: with it the client may come again
         an_answer(a_jpeg_cover())(connection)
 
     urls = [server.url(f"/{number}") for number in range(30)]
     server.answers |= {f"/{number}": slowly for number in range(30)}
     one = fetching(max_connections=5, timeout_ms=5_000)
     assert set(one.fetcher.fetch(urls)) == set(urls)
-    assert 2 <= most <= 5
+    assert 2 <= max(most) <= 5
 
 
 def test_one_deadline_holds_for_the_whole_batch(server: CoverServer, fetching: MakeFetching) -> None:
@@ -384,6 +403,31 @@ def test_a_host_that_keeps_failing_rests(server: CoverServer, fetching: MakeFetc
     assert one.counted() == {"connection": 3, "host_rests": 1}
     assert one.asked == ["dead.test"] * 3
     assert server.url() in one.fetcher.fetch([server.url()])
+
+
+def test_a_success_between_failures_keeps_a_host_awake(server: CoverServer, fetching: MakeFetching) -> None:
+    """Failures have to come in a row: two, an answer and two more are no reason to rest."""
+    server.answers |= {f"/{number}": a_reset for number in range(4)}
+    one = fetching()
+    for path in ("/0", "/1", "/cover.jpg", "/2", "/3"):
+        one.fetcher.fetch([server.url(path)])
+    server.answers["/4"] = an_answer(a_jpeg_cover())
+    assert server.url("/4") in one.fetcher.fetch([server.url("/4")])
+
+
+def test_a_host_that_takes_no_connection_leaves_time_for_others(server: CoverServer, fetching: MakeFetching) -> None:
+    """A connection may take half of the time: with the only thread waiting for a dead host, the next cover still comes."""
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        for waiting in (first, second):  # its backlog is full: what comes now is not answered
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        one = fetching(max_connections=1, allowed_hosts=[f"dead.test:{port}", f"covers.test:{server.port}"], timeout_ms=1_000)
+        found = one.fetcher.fetch([f"http://dead.test:{port}/", server.url()])
+    assert set(found) == {server.url()}
+    assert one.counted() == {"connection": 1, "fetched": 1}
 
 
 def test_a_host_that_hangs_rests_too(server: CoverServer, fetching: MakeFetching) -> None:
