@@ -37,7 +37,7 @@ class Fetching:
         self.asked: list[str] = []
         self.addresses: dict[str, list[Sequence[str]]] = {}
         hosts = [f"covers.test:{server.port}", f"other.test:{server.port}", f"dead.test:{server.port}", "covers.test"]
-        defaults = {"fetch": True, "allowed_hosts": hosts, "allowed_networks": [LOOPBACK], "timeout_ms": 400}
+        defaults = {"fetch": True, "allowed_hosts": hosts, "allowed_networks": [LOOPBACK], "timeout_ms": 5_000}
         read = CoverSettings.model_validate(defaults | settings)
         self.fetcher = CoverFetcher(
             read, decode=self._decode, metrics=self.metrics, resolver=self._resolve, ssl_context=ssl_context
@@ -166,7 +166,7 @@ def test_a_slow_answer_ends_with_the_deadline(
 ) -> None:
     """However it dawdles, a server costs no more than covers.timeout_ms, and the connection is given up."""
     server.answers["/it"] = in_drops(start, drop, every_s=every_s, until=server.stopping)
-    one = fetching()
+    one = fetching(timeout_ms=400)
     began_s = time.monotonic()
     assert reason_of(one, server.url("/it")) == Missing.TIMEOUT
     one.fetcher.close()
@@ -177,7 +177,7 @@ def test_an_endless_body_ends_at_the_limit(server: CoverServer, fetching: MakeFe
     """Bytes are counted as they come: a body without end is given up at covers.max_bytes."""
     start = b"HTTP/1.1 200 OK\r\n\r\n"
     server.answers["/it"] = in_drops(start, bytes(60_000), every_s=0, until=server.stopping)
-    assert reason_of(fetching(timeout_ms=10_000, max_bytes=1_000_000), server.url("/it")) == Missing.TOO_LARGE
+    assert reason_of(fetching(max_bytes=1_000_000), server.url("/it")) == Missing.TOO_LARGE
 
 
 # ── where it may go ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -377,7 +377,7 @@ def test_a_batch_fetches_in_parallel_within_max_connections(server: CoverServer,
 
     urls = [server.url(f"/{number}") for number in range(30)]
     server.answers |= {f"/{number}": slowly for number in range(30)}
-    one = fetching(max_connections=5, timeout_ms=5_000)
+    one = fetching(max_connections=5)
     assert set(one.fetcher.fetch(urls)) == set(urls)
     assert 2 <= max(most) <= 5
 
@@ -385,7 +385,7 @@ def test_a_batch_fetches_in_parallel_within_max_connections(server: CoverServer,
 def test_one_deadline_holds_for_the_whole_batch(server: CoverServer, fetching: MakeFetching) -> None:
     """30 URLs that never answer cost a batch one covers.timeout_ms, not thirty."""
     server.answers |= {f"/{n}": in_drops(b"", b"", every_s=0.05, until=server.stopping) for n in range(30)}
-    one = fetching()
+    one = fetching(timeout_ms=400)
     began_s = time.monotonic()
     assert one.fetcher.fetch(server.url(f"/{n}") for n in range(30)) == {}
     assert time.monotonic() - began_s < 1.0
@@ -459,12 +459,12 @@ def test_a_healthy_host_that_is_merely_busy_does_not_rest(server: CoverServer, f
     """Fetches that began late, because a batch had many, are not held against the host when the deadline cuts them."""
 
     def slowly(connection: Any) -> None:
-        time.sleep(0.06)
+        time.sleep(0.1)
         an_answer(a_jpeg_cover())(connection)
 
-    server.answers |= {f"/{number}": slowly for number in range(80)}
-    one = fetching(max_connections=6)
-    assert 0 < len(one.fetcher.fetch(server.url(f"/{number}") for number in range(80))) < 80
+    server.answers |= {f"/{number}": slowly for number in range(300)}
+    one = fetching(timeout_ms=2_000, max_connections=6)
+    assert 0 < len(one.fetcher.fetch(server.url(f"/{number}") for number in range(300))) < 300
     assert server.url() in one.fetcher.fetch([server.url()])
 
 
@@ -482,7 +482,7 @@ def test_few_covers_are_decoded_at_once(server: CoverServer, fetching: MakeFetch
 
     monkeypatch.setattr(Fetching, "_decode", decode)
     server.answers |= {f"/{number}": an_answer(a_jpeg_cover()) for number in range(16)}
-    one = fetching(timeout_ms=5_000)
+    one = fetching()
     assert len(one.fetcher.fetch(server.url(f"/{number}") for number in range(16))) == 16
     assert max(most) == 2
 
@@ -493,7 +493,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\
 def test_no_answer_of_a_stranger_raises(server: CoverServer, fetching: MakeFetching) -> None:
     """Mangled bytes in place of an answer are a missing cover, whatever the parser makes of them."""
     chance = random.Random(7)
-    one = fetching(cache_bytes=0, timeout_ms=5_000)
+    one = fetching(cache_bytes=0)
     for number in range(300):
         start = chance.randrange(len(ANSWER))
         mangled = ANSWER[:start] + chance.randbytes(chance.randrange(9)) + ANSWER[start + chance.randrange(9) :]
@@ -522,13 +522,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(server: CoverServer, f
     try:
         hosts = [f"covers.test:{listener.port}", f"other.test:{listener.port}"]
         url = f"https://covers.test:{listener.port}/cover.jpg"
-        assert reason_of(fetching(allowed_hosts=hosts, timeout_ms=3_000), url) == Missing.TLS
+        assert reason_of(fetching(allowed_hosts=hosts), url) == Missing.TLS
         trusting = ssl.create_default_context(cafile=str(certificate))
-        assert url in fetching(allowed_hosts=hosts, ssl_context=trusting, timeout_ms=3_000).fetcher.fetch([url])
-        other = fetching(allowed_hosts=hosts, ssl_context=trusting, timeout_ms=3_000)
+        assert url in fetching(allowed_hosts=hosts, ssl_context=trusting).fetcher.fetch([url])
+        other = fetching(allowed_hosts=hosts, ssl_context=trusting)
         assert reason_of(other, url.replace("covers.test", "other.test")) == Missing.TLS, "the name has to match"
         listener.answers["/down"] = a_redirect(server.url())
-        downgraded = fetching(allowed_hosts=[*hosts, f"covers.test:{server.port}"], ssl_context=trusting, timeout_ms=3_000)
+        downgraded = fetching(allowed_hosts=[*hosts, f"covers.test:{server.port}"], ssl_context=trusting)
         assert reason_of(downgraded, url.replace("/cover.jpg", "/down")) == Missing.REDIRECT
     finally:
         listener.close()

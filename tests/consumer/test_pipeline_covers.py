@@ -34,7 +34,7 @@ def fetching(server: CoverServer, **settings: Any) -> dict[str, Any]:
         "fetch": True,
         "allowed_hosts": [f"127.0.0.1:{server.port}"],
         "allowed_networks": networks,
-        "timeout_ms": 500,
+        "timeout_ms": 5_000,
     } | settings
 
 
@@ -117,7 +117,7 @@ def test_another_url_is_another_content(server: CoverServer, journey: MakeJourne
 def test_listings_without_url_do_not_wait(server: CoverServer, journey: MakeJourney) -> None:
     """A server that never answers holds up its own batch for covers.timeout_ms and no other: 200 listings are soon done."""
     server.answers["/never"] = in_drops(b"", b"", every_s=0.02, until=server.stopping)
-    one = journey(covers=fetching(server), batch={"max_records": 20})
+    one = journey(covers=fetching(server, timeout_ms=500), batch={"max_records": 20})
     one.kafka.publish(*(a_change_event(a_numbered_book(number)) for number in range(100)))
     one.kafka.publish(a_change_event(at(server, "/never")))
     one.kafka.publish(*(a_change_event(a_numbered_book(number)) for number in range(100, 200)))
