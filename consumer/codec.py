@@ -33,6 +33,7 @@ MAGIC = 0
 FRAME = struct.Struct(">bI")
 VERSION_HEADER = "version"  # a deletion has no value to carry its version in
 SOURCE_HEADER = "enriched.source"  # topic/partition/offset, also on null values
+ENRICHED_VERSION_HEADER = "enriched.version"  # of a null value, which cannot hold it; `rebuild` reads it
 
 # Headers are anybody's bytes, and int() refuses texts of thousands of digits.
 _INT64 = re.compile(rb"-?[0-9]{1,19}")
@@ -166,9 +167,11 @@ def enriched_record(
         value = FRAME.pack(MAGIC, schema.schema_id) + _enriched_event(answer, state, enriched_at_ms)
     source = f"{record.topic}/{record.partition}/{record.offset}".encode()
     # A record that was itself enriched elsewhere keeps its headers, but its source is this one's.
-    carried = tuple(header for header in record.headers if header[0] != SOURCE_HEADER)
-    key = state.listing_id.encode()
-    return OutputRecord(topic, key, value, (*carried, (SOURCE_HEADER, source)), partition)
+    carried = tuple(header for header in record.headers if header[0] not in (SOURCE_HEADER, ENRICHED_VERSION_HEADER))
+    own = [(SOURCE_HEADER, source)]
+    if value is None:
+        own.append((ENRICHED_VERSION_HEADER, str(state.version).encode()))
+    return OutputRecord(topic, state.listing_id.encode(), value, (*carried, *own), partition)
 
 
 def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> bytes:

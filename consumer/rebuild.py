@@ -9,7 +9,8 @@ below it, in one script call: unlike the service, which may repeat an equal writ
 service wrote meanwhile at the same version is newer. So the order of the two does not matter, and a rebuild may be stopped
 and done again.
 
-**Deletions.** A null value does not carry its version. What is known is a lower bound: the header `version` that the
+**Deletions.** A null value does not carry its version; the header `enriched.version` does, and ranks it like any other. A topic
+that an earlier version of the service wrote lacks it. What is known there is a lower bound: the header `version` that the
 deletion came with, and the highest version of the listing that stands before it in the topic (the store held no newer one,
 or the answer would not be null). The tombstone gets the higher of the two. Too low, it lets a late update below the true
 version through; too high, it would refuse the listing's return for ever: so the bound is the safe side. Where neither is
@@ -30,7 +31,7 @@ from typing import Any
 import fastavro
 from confluent_kafka import Message
 
-from consumer.codec import FRAME, MAGIC, VERSION_HEADER
+from consumer.codec import ENRICHED_VERSION_HEADER, FRAME, MAGIC, VERSION_HEADER
 from consumer.errors import SettingsError
 from consumer.kafka import headers_of
 from consumer.prediction_store import PredictionStore
@@ -117,8 +118,13 @@ def _find_newest(
         listing_id = _listing_id(message)
         former = newest.get(listing_id)
         value = message.value()
+        if value is None and (exact := _stated_version(message, ENRICHED_VERSION_HEADER)) is not None:
+            if former is None or former.version is None or exact >= former.version:
+                newest[listing_id] = _Newest(offset, exact, 0)
+            continue
         if value is None:
-            known = [one for one in (_stated_version(message), former.version if former else None) if one is not None]
+            stated = _stated_version(message, VERSION_HEADER)
+            known = [one for one in (stated, former.version if former else None) if one is not None]
             newest[listing_id] = _Newest(offset, max(known, default=None), 0)
             continue
         event = _event(value, registry)
@@ -167,8 +173,8 @@ def _listing_id(message: Message) -> str:
     return (message.key() or b"").decode()
 
 
-def _stated_version(message: Message) -> int | None:
-    stated = next((value for name, value in headers_of(message) if name == VERSION_HEADER), None)
+def _stated_version(message: Message, header: str) -> int | None:
+    stated = next((value for name, value in headers_of(message) if name == header), None)
     try:
         return None if stated is None else int(stated)
     except ValueError:

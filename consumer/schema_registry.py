@@ -21,6 +21,7 @@ from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistr
 from fastavro.schema import SchemaParseException, parse_schema
 
 from consumer.errors import DependencyUnavailable, SettingsError
+from consumer.schema_bounds import Unbounded, check_bounds
 
 _CACHED_MAX = 1_000
 _REFERENCES_MAX = 50  # schemas that one schema may pull in
@@ -167,9 +168,10 @@ class SchemaRegistry:
             parsed = parse_schema(json.loads(schema.schema_str or ""), named_schemas=named)
         except (SchemaParseException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _Unreadable(f"expected a valid Avro schema, found one that is not: {error}") from error
-        if recursive := _recursive_name(parsed, named, inside=(), checked=set()):
-            # fastavro descends in C without a limit: some kilobytes nested deep enough end the process.
-            raise _Unreadable(f"expected a schema of bounded depth, found {recursive}, which contains itself")
+        try:
+            check_bounds(parsed, named)
+        except Unbounded as error:
+            raise _Unreadable(str(error)) from error
         return parsed
 
     def _get_version(self, subject: str | None, version: int | None) -> Schema:
@@ -183,27 +185,6 @@ class SchemaRegistry:
 
 class _Unreadable(Exception):
     """A schema that does not exist or cannot be parsed; the message becomes a dead letter's reason."""
-
-
-def _recursive_name(schema: Any, named: Mapping[str, Any], *, inside: tuple[str, ...], checked: set[str]) -> str | None:
-    """The name of a type that contains itself; None when there is none. `checked` holds those that do not."""
-    if isinstance(schema, str):
-        if schema in inside:
-            return schema
-        parts = [named[schema]] if schema in named and schema not in checked else []
-    elif isinstance(schema, list):
-        parts = schema
-    elif "fields" in schema:
-        inside = (*inside, schema["name"])
-        parts = [field["type"] for field in schema["fields"]]
-    else:
-        parts = [schema[part] for part in ("items", "values", "type") if part in schema]
-    found = (_recursive_name(part, named, inside=inside, checked=checked) for part in parts)
-    if name := next(filter(None, found), None):
-        return name
-    if isinstance(schema, str):
-        checked.add(schema)
-    return None
 
 
 def _asked(ask: Callable[[], Answer]) -> Answer:

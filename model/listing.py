@@ -6,6 +6,7 @@ The same function reads a JSON line, an Avro record and a training row, so a lis
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 # Longest texts accepted. A real title or blurb is far below them; a record above them is a fault of its producer.
@@ -133,7 +134,7 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 def _number(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise InvalidListing(f"{name}: expected a number or null, found {_shown(value)}")
     try:
         number = float(value)
@@ -146,7 +147,8 @@ def _number(name: str, value: object) -> float | None:
 
 def _integer(name: str, value: object) -> int | None:
     number = value
-    if isinstance(number, float) and number.is_integer():  # JSON writers that know only doubles
+    # JSON writers that know only doubles; Debezium, for which every NUMERIC column is a Decimal
+    if isinstance(number, float | Decimal) and math.isfinite(number) and abs(number) < 1e308 and number == int(number):
         number = int(number)
     if number is None:
         return None

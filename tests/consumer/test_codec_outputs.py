@@ -66,10 +66,10 @@ def test_an_enriched_record_says_it_all() -> None:
 
 
 def test_a_deletion_is_answered_with_a_null_value() -> None:
-    """A deletion's answer is a null value under the listing's key, with its headers and its source."""
+    """A deletion's answer is a null value under the listing's key, with its headers, its source and its version."""
     record = a_deletion("bd-1", version=4, offset=6, partition=1)
     answer = Answer(record, Outcome.PREDICTED, Tombstone("bd-1", 4))
-    headers = (("version", b"4"), ("enriched.source", b"catalogue.listings/1/6"))
+    headers = (("version", b"4"), ("enriched.source", b"catalogue.listings/1/6"), ("enriched.version", b"4"))
     output = codec.enriched_record(answer, topic="out", schema=ENRICHED_SCHEMA, enriched_at_ms=NOW_MS, partition=None)
     assert output == OutputRecord("out", b"bd-1", None, headers, None)
 

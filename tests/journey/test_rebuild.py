@@ -76,6 +76,24 @@ def test_rebuild_gives_a_deletion_without_a_version_the_highest_one_before_it(su
     assert surroundings.stored(["gone", "never-known"]) == {"gone": Tombstone("gone", 9), "never-known": None}
 
 
+def test_rebuild_brings_a_deletion_back_at_the_version_that_the_answer_states(
+    surroundings: Surroundings, running: RunningService
+) -> None:
+    """A late deletion below a tombstone is answered with the tombstone's version, which only `enriched.version` says."""
+    delete(surroundings, "a-1", version=9)
+    delete(surroundings, "a-1", version=4)
+    wait_for_answers(surroundings, 2)
+    assert running.terminate() == 0
+    forget(surroundings).close()
+    shop = Producer({"bootstrap.servers": surroundings.bootstrap_servers})
+    older = [("version", b"99"), ("enriched.version", b"3")]  # ranks below, whatever its deletion said
+    for partition in range(4):
+        shop.produce(surroundings.topics.output, key=b"a-1", value=None, headers=older, partition=partition)
+    assert shop.flush(10) == 0
+    rebuild(surroundings)
+    assert surroundings.stored(["a-1"]) == {"a-1": Tombstone("a-1", 9)}
+
+
 def test_rebuild_of_a_topic_that_is_not_there_ends_with_code_3(surroundings: Surroundings) -> None:
     """A missing dependency is said, and nothing is written."""
     assert rebuild(surroundings, code=3, KAFKA__OUTPUT_TOPIC="not-there") == ""
