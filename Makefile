@@ -41,11 +41,12 @@ test: setup-dev  ## sets up Docker, broker, store and registry, then runs every 
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m pytest $(ARGS)
 
-check: setup-dev  ## lint, format, types, import rules
+check: setup-dev  ## lint, format, types, import rules, known vulnerabilities of what is served
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@UV=$(UV) $(PY) -m tests.audit requirements/service.txt
 
 faults: setup-dev  ## kills, outages and rebalances on real servers; FAULT_ROUNDS=20 for the long form
 	@$(PY) -m tests.infrastructure prepare

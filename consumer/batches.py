@@ -22,6 +22,7 @@ class Outputs:
     schema: ParsedSchema
     keep_partition: bool
     dead_letter_topic: str
+    dead_letter_bytes_max: int | None = None
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ listing or a Debezium envelope of one (`op`, `before`, `after`). No value at all
 Source: Confluent wire format; Debezium "data change events".
 """
 
+import hashlib
 import io
 import re
 import struct
@@ -34,6 +35,9 @@ FRAME = struct.Struct(">bI")
 VERSION_HEADER = "version"  # a deletion has no value to carry its version in
 SOURCE_HEADER = "enriched.source"  # topic/partition/offset, also on null values
 ENRICHED_VERSION_HEADER = "enriched.version"  # of a null value, which cannot hold it; `rebuild` reads it
+
+# What a record takes beside key, value and headers: its batch's frame, the `dlq.*` headers with a reason of some length.
+_OVERHEAD_BYTES, _HEADER_BYTES_MAX = 4_096, 10
 
 # Headers are anybody's bytes, and int() refuses texts of thousands of digits.
 _INT64 = re.compile(rb"-?[0-9]{1,19}")
@@ -207,10 +211,12 @@ _COVERS = {use: avro_long(index) for index, use in enumerate(CoverUse)}
 _task_name = cache(avro_string)  # a model has a few dozen
 
 
-def dead_letter(rejected: Rejected, *, topic: str) -> OutputRecord:
+def dead_letter(rejected: Rejected, *, topic: str, bytes_max: int | None = None) -> OutputRecord:
     """The original bytes and headers, with where they stood and why they are here.
 
-    A dead letter that is replayed and fails again counts its attempts on; its former `dlq.*` headers are replaced.
+    One larger than `bytes_max`, which the broker would refuse for ever, goes without its value: `dlq.truncated` gives that
+    one's size and sha256, and the original stands at the position that the headers name. A dead letter that is replayed and
+    fails again counts its attempts on; its former `dlq.*` headers are replaced.
     """
     record = rejected.record
     attempts = next((value for name, value in record.headers if name == "dlq.attempts"), None)
@@ -225,5 +231,10 @@ def dead_letter(rejected: Rejected, *, topic: str) -> OutputRecord:
         "dlq.timestamp": str(record.timestamp_ms),
         "dlq.attempts": str(attempt),
     }
-    headers = (*kept, *((name, value.encode()) for name, value in added.items()))
-    return OutputRecord(topic, record.key, record.value, headers)
+    value = record.value
+    sizes = [len(name) + len(each or b"") + _HEADER_BYTES_MAX for name, each in record.headers]
+    if value and bytes_max is not None and len(value) + len(record.key or b"") + sum(sizes) + _OVERHEAD_BYTES > bytes_max:
+        added["dlq.truncated"] = f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
+        value = b""  # not null, which would be a deletion
+    headers = (*kept, *((name, text.encode()) for name, text in added.items()))
+    return OutputRecord(topic, record.key, value, headers)

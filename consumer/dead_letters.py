@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from confluent_kafka import Message
 
 from consumer.kafka import headers_of
@@ -12,6 +13,8 @@ from consumer.plain_producer import PlainProducer
 from consumer.records import OutputRecord
 from consumer.settings import KafkaSettings
 from consumer.topic_reader import TopicReader
+
+log = structlog.get_logger(__name__)
 
 _OWN_HEADERS = ("dlq.stage", "dlq.reason", "dlq.topic", "dlq.partition", "dlq.offset", "dlq.timestamp")
 
@@ -30,6 +33,7 @@ class DeadLetter:
     partition: int | None
     timestamp_ms: int
     attempts: int
+    truncated: str = ""
 
     def document(self, *, whole: bool) -> dict[str, Any]:
         """As JSON: `list` shows where and why, `show` the bytes and headers, too."""
@@ -41,6 +45,7 @@ class DeadLetter:
             "source": self.source,
             "timestamp_ms": self.timestamp_ms,
             "attempts": self.attempts,
+            "truncated": self.truncated or None,
             "value_bytes": None if self.value is None else len(self.value),
         }
         if whole:
@@ -100,13 +105,15 @@ def _letter(message: Message) -> DeadLetter:
         partition=int(partition) if (partition := about.get("dlq.partition", "")).isdigit() else None,
         timestamp_ms=int(timestamp) if timestamp.isdigit() else 0,
         attempts=int(attempts) if attempts.isdigit() else 0,
+        truncated=about.get("dlq.truncated", ""),
     )
 
 
 def replay(settings: KafkaSettings, chosen: Filter) -> int:
     """Puts the original key, value and headers of the chosen dead letters back on the input topic.
 
-    The dead letters stay where they are. `dlq.attempts` goes along, so that one which fails again counts on.
+    The dead letters stay where they are, and one whose value was cut away (`dlq.truncated`) is passed over: its original stands
+    in the input topic. `dlq.attempts` goes along, so that one which fails again counts on.
 
     Returns:
         How many were put back; all of them are on the broker.
@@ -114,6 +121,9 @@ def replay(settings: KafkaSettings, chosen: Filter) -> int:
     producer = PlainProducer(settings)
     count = 0
     for letter in read_dead_letters(settings, chosen):
+        if letter.truncated:
+            log.warning("dead_letter_not_replayed", position=letter.position, source=letter.source, reason=letter.truncated)
+            continue
         headers = tuple(one for one in letter.headers if one[0] not in _OWN_HEADERS)
         # Into the partition it came from: another one would put it out of order with its key's other changes.
         producer.send(OutputRecord(settings.input_topic, letter.key, letter.value, headers, letter.partition))

@@ -1,10 +1,11 @@
 """`consumer doctor`: each setting and dependency looked at once, one line each."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from consumer.errors import EnricherError
-from consumer.kafka import partition_counts
+from consumer.kafka import message_bytes_max, partition_counts
 from consumer.prediction import read_extractor
 from consumer.prediction_store import PredictionStore
 from consumer.schema_registry import SchemaRegistry
@@ -36,6 +37,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _shown(name: str, value: object) -> str:
+    if name == "url":  # may hold a password; of Redis's, pydantic shows nothing already
+        return re.sub(r"//[^/@,]*@", "//**********@", str(value))
     if name == "properties" and isinstance(value, dict):  # may hold secrets: their names must do
         return "{" + ", ".join(sorted(value)) + "}"
     return str(value)
@@ -97,3 +100,6 @@ def _topics(settings: Settings) -> Iterator[Finding]:
     if kafka.output_topic in counts and counts.get(kafka.input_topic) != counts[kafka.output_topic]:
         detail = f"expected as many partitions as {kafka.input_topic}, found {counts[kafka.output_topic]}"
         yield Finding("kafka.output_topic", detail, 2)
+    sizes = message_bytes_max(kafka, (kafka.input_topic, kafka.dead_letter_topic), timeout_s=TIMEOUT_S)
+    if (found := sizes.get(kafka.dead_letter_topic, 0)) < (expected := sizes.get(kafka.input_topic, 0)):
+        yield Finding("kafka.dead_letter_topic", f"expected max.message.bytes of {expected} or more, found {found}", 2)

@@ -5,13 +5,13 @@ dropped: its records belong to another member by now, or will be read again.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from consumer.errors import DependencyUnavailable, Fenced
 from consumer.records import Headers, InputRecord
@@ -23,6 +23,8 @@ Partition = tuple[str, int]
 
 # librdkafka's own log lines, delivered when a client is polled.
 CLIENT_LOG = logging.getLogger("librdkafka")
+# `kafka.properties` are for every client: that one of them means nothing to a producer is no news.
+CLIENT_LOG.addFilter(lambda record: " property and will be ignored by this " not in record.getMessage())
 _REFUSALS = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -47,12 +49,29 @@ def partition_counts(settings: KafkaSettings, *, timeout_s: float) -> dict[str, 
     Raises:
         DependencyUnavailable: no broker answered within `timeout_s`.
     """
-    admin = AdminClient(client_settings(settings), logger=CLIENT_LOG)
+    told: list[KafkaError] = []
+    admin = AdminClient({**client_settings(settings), "error_cb": told.append}, logger=CLIENT_LOG)
     try:
         topics = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
-        raise DependencyUnavailable("kafka", kafka_error(error).str()) from error
+        admin.poll(0)
+        # A wrong password or certificate is a time-out to the caller: the cause is only told beside it.
+        causes = [one for one in told if one.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)] or [kafka_error(error)]
+        raise DependencyUnavailable("kafka", causes[0].str()) from error
     return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def message_bytes_max(settings: KafkaSettings, topics: Iterable[str], *, timeout_s: float) -> dict[str, int]:
+    """Topic to its `max.message.bytes`; topics of which the cluster does not say are left out (a right to ask is needed)."""
+    admin = AdminClient(client_settings(settings), logger=CLIENT_LOG)
+    asked = admin.describe_configs([ConfigResource("topic", topic) for topic in topics], request_timeout=timeout_s)
+    found = {}
+    for resource, answer in asked.items():
+        try:
+            found[resource.name] = int(answer.result(timeout=timeout_s)["max.message.bytes"].value)
+        except (KafkaException, TimeoutError, KeyError) as error:
+            log.warning("message_size_unknown", topic=resource.name, reason=str(error))
+    return found
 
 
 class KafkaSource:

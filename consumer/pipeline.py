@@ -189,7 +189,9 @@ class Pipeline:
                 )
                 for answer in answers
             ]
-            records += [codec.dead_letter(one, topic=out.dead_letter_topic) for one in rejected]
+            records += [
+                codec.dead_letter(one, topic=out.dead_letter_topic, bytes_max=out.dead_letter_bytes_max) for one in rejected
+            ]
             if not self._positions:
                 self._open_since_s = time.monotonic()
             self._delivery.send(records)

@@ -20,6 +20,7 @@ class PlainProducer:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._failed: list[str] = []
+        self._told: list[str] = []
         self._producer = Producer(
             {
                 "enable.idempotence": True,
@@ -30,6 +31,7 @@ class PlainProducer:
                 **client_settings(settings),
                 "delivery.report.only.error": True,
                 "on_delivery": self._not_delivered,
+                "error_cb": self._hear,
                 "logger": CLIENT_LOG,
             }
         )
@@ -47,7 +49,12 @@ class PlainProducer:
         left = self._producer.flush(FLUSH_S_MAX)
         if self._failed or left:
             reason = self._failed[0] if self._failed else f"{left} records are not acknowledged after {FLUSH_S_MAX:g} s"
-            raise DependencyUnavailable("kafka", reason)
+            raise DependencyUnavailable("kafka", "; ".join([reason, *self._told]))
+
+    def _hear(self, error: KafkaError) -> None:
+        # A wrong password or certificate fails no record: they wait for a broker that takes them.
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and not self._told:
+            self._told.append(error.str())
 
     def _not_delivered(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:

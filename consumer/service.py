@@ -15,7 +15,7 @@ from consumer.delivery import open_delivery
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.health import Health, serve
 from consumer.inference.choice import open_backend
-from consumer.kafka import KafkaSource, partition_counts
+from consumer.kafka import KafkaSource, message_bytes_max, partition_counts
 from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
 from consumer.prediction_store import PredictionStore
@@ -181,4 +181,20 @@ def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
             output=counts[kafka.output_topic],
             effect="answers are placed by the client's hash of their key",
         )
-    return Outputs(kafka.output_topic, schema, keep_partition=keep, dead_letter_topic=kafka.dead_letter_topic)
+    sizes = message_bytes_max(kafka, (kafka.input_topic, kafka.dead_letter_topic), timeout_s=KAFKA_TIMEOUT_S)
+    bytes_max = sizes.get(kafka.dead_letter_topic)
+    if bytes_max is not None and bytes_max < sizes.get(kafka.input_topic, 0):
+        log.warning(
+            "dead_letter_topic_too_small",
+            topic=kafka.dead_letter_topic,
+            max_message_bytes=bytes_max,
+            input=sizes[kafka.input_topic],
+            effect="larger dead letters go there without their value",
+        )
+    return Outputs(
+        kafka.output_topic,
+        schema,
+        keep_partition=keep,
+        dead_letter_topic=kafka.dead_letter_topic,
+        dead_letter_bytes_max=bytes_max,
+    )

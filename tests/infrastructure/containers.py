@@ -1,11 +1,12 @@
 """The three servers in Docker containers, by testcontainers, on official or home-built images alike."""
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from docker.errors import DockerException
 from testcontainers.core.container import DockerContainer
 
 from tests.infrastructure import docker_engine, kafka_settings
+from tests.infrastructure.kafka_secure import SecureKafkaServer, new_certificates, secured
 from tests.infrastructure.servers import KafkaServer, RedisServer, RegistryServer, ServerError, free_port
 
 STOP_SECONDS_MAX = 30
@@ -101,6 +102,29 @@ def kafka_container(image: str) -> KafkaServer:
         entrypoint=["sh", "-c"],  # the official image's own entrypoint would run its own start script
     )
     return KafkaServer(runner, name="Kafka", host=host, port=port)
+
+
+def secure_kafka_container(image: str, folder: Path) -> SecureKafkaServer:
+    """A broker that asks for TLS and a password; not started. The authority's certificate goes into `folder`."""
+    host, port = docker_engine.host(), free_port()
+    certificates = new_certificates(host)
+    plain = kafka_settings.environment(
+        listen_host="0.0.0.0",
+        advertised_host=host,
+        port=port,
+        controller_port=9093,
+        folder=PurePosixPath("/tmp/kafka-test"),
+        java="java",
+        libs=PurePosixPath("/opt/kafka/libs"),
+    )
+    environment, script = secured(plain, certificates, host=host, port=port)
+    runner = ContainerRunner(
+        image, port=port, container_port=port, environment=environment, command=[script], entrypoint=["sh", "-c"]
+    )
+    server = SecureKafkaServer(runner, name="Kafka with TLS", host=host, port=port)
+    server.authority = folder / "authority.pem"
+    server.authority.write_text(certificates.authority, encoding="ascii")
+    return server
 
 
 def redis_container(image: str) -> RedisServer:
