@@ -7,8 +7,10 @@ from confluent_kafka import Producer
 
 from consumer import plain_producer
 from consumer.errors import DependencyUnavailable
-from consumer.plain_producer import enqueue
+from consumer.kafka import partition_counts
+from consumer.plain_producer import PlainProducer, enqueue
 from consumer.records import OutputRecord
+from consumer.settings import KafkaSettings
 
 
 class FullQueue:
@@ -45,3 +47,13 @@ def test_a_queue_that_stays_full_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DependencyUnavailable, match="stayed full"):
         enqueue(cast(Producer, client), A_RECORD)
     assert client.taken == []
+
+
+def test_properties_of_the_other_kind_of_client_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """`kafka.properties` go to every client: a consumer's among them are not warned about by each producer."""
+    properties: dict[str, str | int | float | bool] = {"session.timeout.ms": 10_000, "linger.ms": 7, "log_level": 7}
+    settings = KafkaSettings(bootstrap_servers="127.0.0.1:1", properties=properties)
+    with pytest.raises(DependencyUnavailable):
+        partition_counts(settings, timeout_s=0.2)
+    PlainProducer(settings)._producer.poll(0.2)
+    assert [line for line in caplog.messages if "CONFWARN" in line] == []
