@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # public, and in no __all__
 
 from consumer.errors import DependencyUnavailable, Fenced
 from consumer.records import Headers, InputRecord
@@ -50,7 +50,8 @@ def partition_counts(settings: KafkaSettings, *, timeout_s: float) -> dict[str, 
         DependencyUnavailable: no broker answered within `timeout_s`.
     """
     told: list[KafkaError] = []
-    admin = AdminClient({**client_settings(settings), "error_cb": told.append}, logger=CLIENT_LOG)
+    configuration: dict[str, Any] = {**client_settings(settings), "error_cb": told.append}
+    admin = AdminClient(configuration, logger=CLIENT_LOG)
     try:
         topics = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:

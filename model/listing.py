@@ -146,10 +146,10 @@ def _number(name: str, value: object) -> float | None:
 
 
 def _integer(name: str, value: object) -> int | None:
-    number = value
+    number: object = value
     # JSON writers that know only doubles; Debezium, for which every NUMERIC column is a Decimal
-    if isinstance(number, float | Decimal) and math.isfinite(number) and abs(number) < 1e308 and number == int(number):
-        number = int(number)
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        number = int(value)
     if number is None:
         return None
     if isinstance(number, bool) or not isinstance(number, int):

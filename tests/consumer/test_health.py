@@ -161,6 +161,17 @@ def test_other_paths_are_not_found(server: HttpServer) -> None:
     assert "expected /livez, /readyz or /metrics" in get(server, "/")[2]
 
 
+@pytest.mark.parametrize("request_line", [b"POST /livez", b"DELETE /metrics", b"GARBAGE", b"GET " + b"x" * 100_000])
+def test_anything_but_a_get_is_refused_without_a_traceback(server: HttpServer, request_line: bytes) -> None:
+    """Other methods and broken requests get an error status, and nothing about the code behind it."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(request_line + b" HTTP/1.0\r\n\r\n")
+        answer = client.makefile("rb").read().decode()
+    assert any(status in answer for status in ("400", "414", "501"))
+    assert "Traceback" not in answer
+    assert ".py" not in answer
+
+
 def test_a_silent_client_does_not_keep_others_waiting(server: HttpServer) -> None:
     """A client that connects and says nothing keeps nobody from being answered."""
     with socket.create_connection(("127.0.0.1", server.port)):
