@@ -1,1 +1,1 @@
-"""TensorRT engines from a bundle's graph. Nothing here yet: until it is, the service runs on ONNX Runtime (see the README)."""
+"""TensorRT engines from a bundle's graph: built, verified, measured, and kept by fingerprint. `python -m build_engine --help`."""
