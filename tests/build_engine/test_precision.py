@@ -1,0 +1,105 @@
+"""The engine's graph: one in the bundle, rewritten without changing what it computes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from build_engine.errors import GraphError
+from build_engine.precision import Precision, as_fp16, engine_graph
+from build_engine.runner import OnnxRuntimeRunner
+from build_engine.verify import Rows, compare, verify
+from model.bundle import Bundle
+
+TOKENS = 320
+
+
+@pytest.fixture(scope="module")
+def fp16(shipped: Bundle) -> onnx.ModelProto:
+    return engine_graph(shipped.graph_path, precision="fp16", tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def types(fp16: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor of the fp16 graph."""
+    graph = onnx.shape_inference.infer_shapes(fp16, strict_mode=True).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values} | {
+        each.name: each.data_type for each in graph.initializer
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_graph_gives_what_the_bundles_own_gives(shipped: Bundle, rows: Rows, precision: Precision) -> None:
+    graph = engine_graph(shipped.graph_path, precision=precision, tokens=TOKENS).SerializeToString()
+    reference = OnnxRuntimeRunner(shipped.graph_path.read_bytes())
+    verify(OnnxRuntimeRunner(graph), reference, rows, shipped.manifest, precision=precision, batch=512).require()
+
+
+def test_the_fp16_graph_gives_the_golden_outputs(shipped: Bundle, fp16: onnx.ModelProto) -> None:
+    features, expected = shipped.golden()
+    found = OnnxRuntimeRunner(fp16.SerializeToString()).infer(features.as_feed())
+    kinds = Rows(features, ("golden",) * len(features))
+    report = compare(shipped.manifest, expected=expected, found=found, rows=kinds, precision="fp16")
+    assert report.passed
+    assert all(finding.agreement == 1.0 for finding in report.findings)
+
+
+def test_inputs_and_outputs_keep_their_types_and_only_the_batch_varies(shipped: Bundle, fp16: onnx.ModelProto) -> None:
+    numbers = {"int32": TensorProto.INT32, "float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+    for specs, values in ((shipped.manifest.inputs, fp16.graph.input), (shipped.manifest.outputs, fp16.graph.output)):
+        assert [(spec.name, numbers[spec.dtype]) for spec in specs] == [
+            (value.name, value.type.tensor_type.elem_type) for value in values
+        ]
+    for value in fp16.graph.input:
+        batch, *rest = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "batch"
+        assert all(dimension.dim_value > 0 for dimension in rest)
+
+
+def test_layers_are_fp16_but_for_those_that_give_logits(fp16: onnx.ModelProto, types: dict[str, int]) -> None:
+    layers = {node.output[0]: types[node.output[0]] for node in fp16.graph.node if node.op_type in {"Conv", "Gemm"}}
+    fp32 = {name for name, dtype in layers.items() if dtype == TensorProto.FLOAT}
+    assert len(layers) == 12
+    assert fp32 == {"linear_6", "linear_7"}  # wide and deep
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Softmax", "ReduceL2", "ReduceMean", "Exp", "Sigmoid", "Div"])
+def test_sensitive_parts_compute_in_fp32(fp16: onnx.ModelProto, types: dict[str, int], operator: str) -> None:
+    computed = [node for node in fp16.graph.node if node.op_type == operator and node.name != "node_sigmoid"]
+    inner = {"sigmoid", "div"}  # the cover's gate and its normalisation to -1..1
+    assert computed
+    assert {types[node.output[0]] for node in computed if node.output[0] not in inner} == {TensorProto.FLOAT}
+
+
+def test_no_weight_is_there_twice(fp16: onnx.ModelProto) -> None:
+    large = [tensor.name for tensor in fp16.graph.initializer if np.prod(tensor.dims) > 100]
+    assert len({name.removesuffix(".fp16") for name in large}) == len(large)
+    assert fp16.ByteSize() < 82_000 * 144 * 2 * 1.1
+
+
+def test_rows_are_the_int8_rows_by_their_scales(shipped: Bundle) -> None:
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(shipped.graph_path).graph.initializer}
+    graph = engine_graph(shipped.graph_path, precision="fp32", tokens=TOKENS).graph
+    after = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert np.array_equal(after["table"], before["table"].astype(np.float32) * before["scales"][:, None])
+    assert "scales" not in after
+
+
+def test_masks_that_fp16_cannot_hold_become_minus_30000() -> None:
+    found = as_fp16(np.array([-np.inf, -1e9, np.inf, 65_504, 0.1], np.float32))
+    assert found.tolist() == [-30_000, -30_000, 30_000, 65_504, float(np.float16(0.1))]
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\xffno graph")
+    with pytest.raises(GraphError, match="not an ONNX graph"):
+        engine_graph(tmp_path / "model.onnx", precision="fp16", tokens=TOKENS)
+
+
+def test_a_graph_without_int8_rows_is_refused(shipped: Bundle, tmp_path: Path) -> None:
+    onnx.save(engine_graph(shipped.graph_path, precision="fp32", tokens=TOKENS), tmp_path / "model.onnx")
+    with pytest.raises(GraphError, match="expected the initializer scales"):
+        engine_graph(tmp_path / "model.onnx", precision="fp16", tokens=TOKENS)
