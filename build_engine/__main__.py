@@ -115,9 +115,8 @@ def build(
     job = Job.prepare(Bundle.load(bundle), options, flavour=flavour.value, compute_capability=compute_capability)
     engines = _cache(cache, gib=cache_gib, lock_timeout_s=lock_timeout_s)
     start = time.monotonic()
-    with engines.get_or_build(
-        job.fingerprint, lambda: job.build(timing_cache or job.timing_cache_in(engines.folder), _say)
-    ) as engine:
+    timings = timing_cache or job.timing_cache_in(engines.folder)
+    with engines.get_or_build(job.fingerprint, lambda: job.build(timings, _say), verified=job.can_verify) as engine:
         verified = "verified" if engine.verified else "NOT verified on a GPU"
         _say(f"{options.precision} engine of {len(engine.plan) / 1e6:.1f} MB, {verified}, in {time.monotonic() - start:.1f} s")
         sys.stdout.write(f"{engines.folder / job.fingerprint.digest}.engine\n")

@@ -119,17 +119,20 @@ class EngineCache:
         self._lock_timeout_s = lock_timeout_s
         self._say = say
 
-    def get_or_build(self, fingerprint: Fingerprint, build: Callable[[], Built]) -> Engine:
+    def get_or_build(self, fingerprint: Fingerprint, build: Callable[[], Built], *, verified: bool = False) -> Engine:
         """The engine from the cache, else from `build`, which one process at a time calls.
+
+        Args:
+            verified: one that is there but was never verified is built again.
 
         Raises:
             Unavailable: the lock was not free by the deadline; the message names its owner.
             whatever `build` raises; nothing is published then.
         """
-        if (engine := self.find(fingerprint)) is not None:
+        if (engine := self.find(fingerprint, verified=verified)) is not None:
             return engine
         with self._lock(fingerprint.digest):
-            if (engine := self.find(fingerprint)) is not None:  # built while we waited
+            if (engine := self.find(fingerprint, verified=verified)) is not None:  # built while we waited
                 return engine
             self._sweep(fingerprint.digest)
             built = build()
@@ -140,8 +143,12 @@ class EngineCache:
         self._evict()
         return engine
 
-    def find(self, fingerprint: Fingerprint) -> Engine | None:
-        """The engine of this fingerprint, or None where there is none that is whole; a broken one is said."""
+    def find(self, fingerprint: Fingerprint, *, verified: bool = False) -> Engine | None:
+        """The engine of this fingerprint, or None where there is none that is whole; a broken one is said.
+
+        Args:
+            verified: only one that was verified.
+        """
         try:
             plan, details, descriptor = self._read(fingerprint.digest)
         except FileNotFoundError:
@@ -153,9 +160,22 @@ class EngineCache:
             os.close(descriptor)
             self._say(f"ignored: {fingerprint.digest}.json is of another engine")
             return None
+        if verified and not details["verified"]:
+            os.close(descriptor)
+            return None
         with suppress(OSError):  # a read-only volume keeps no order of use
             os.utime(descriptor)
         return Engine(fingerprint, plan, verified=details["verified"], descriptor=descriptor)
+
+    def newest(self, fits: Callable[[Fingerprint], bool], *, verified: bool = False) -> Engine | None:
+        """The most recently used engine whose fingerprint fits, or None: for who does not know every option of the build."""
+        for entry in self.entries():
+            if entry.problem is not None:
+                continue
+            found = Fingerprint(**entry.details["fingerprint"])
+            if fits(found) and (engine := self.find(found, verified=verified)) is not None:
+                return engine
+        return None
 
     def entries(self) -> Iterator[Entry]:
         """Every engine, broken ones too, most recently used first."""

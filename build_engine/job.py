@@ -12,7 +12,7 @@ from build_engine.cache import Built, Engine, EngineCache, Fingerprint, write_du
 from build_engine.errors import Unavailable, UsageError
 from build_engine.flavour import Flavour, Gpu, find_flavour, find_gpu
 from build_engine.precision import Precision, engine_graph
-from build_engine.runner import OnnxRuntimeRunner, Runner, open_engine
+from build_engine.runner import OnnxRuntimeRunner, Runner, open_engine, runs_engines
 from build_engine.verify import Report, Rows, verification_rows, verify
 from model.bundle import Bundle
 
@@ -83,23 +83,25 @@ class Job:
         golden, _ = self.bundle.golden()
         return verification_rows(golden, tokens=self.bundle.manifest.features.tokens_max)
 
+    @property
+    def can_verify(self) -> bool:
+        """The GPU it is for is here, and a backend that runs engines."""
+        return self.gpu is not None and self.gpu.compute_capability == self.target.compute_capability and runs_engines()
+
     def build(self, timing_cache: Path, say: Callable[[str], None]) -> Built:
-        """Checks the graph on the CPU, compiles it and, where the GPU it is for is here, verifies the engine.
+        """Checks the graph on the CPU, compiles it and, where that can be done, verifies the engine.
 
         Raises:
             NotVerified: graph or engine are not the bundle's model.
+            Unavailable: the backend finds no driver.
             TensorRTError, UsageError: from `compile_engine`.
         """
         self._compared(OnnxRuntimeRunner(self.graph)).require()
         compiled = self._compiled(timing_cache)
-        if self.gpu is None or self.gpu.compute_capability != self.target.compute_capability:
-            say("the GPU it is for is not here: the graph was verified on the CPU, the engine was not")
+        if not self.can_verify:
+            say("the graph was verified on the CPU, the engine was not: that needs the GPU it is for, and a backend for it")
             return Built(compiled.plan, verified=False)
-        try:
-            self.verified(compiled.plan).require()
-        except Unavailable as error:
-            say(f"the graph was verified on the CPU, the engine was not: {error}")
-            return Built(compiled.plan, verified=False)
+        self.verified(compiled.plan).require()
         return Built(compiled.plan, verified=True)
 
     def verified(self, plan: bytes) -> Report:
@@ -120,13 +122,13 @@ class Job:
         Raises:
             UsageError: there is none.
         """
-        for entry in cache.entries():
-            if entry.problem is not None:
-                continue
-            found = Fingerprint(**entry.details["fingerprint"])
-            alike = replace(found, options=self.fingerprint.options) == self.fingerprint
-            if alike and found.options["precision"] == self.options.precision and (engine := cache.find(found)) is not None:
-                return engine
+
+        def fits(found: Fingerprint) -> bool:
+            same = replace(found, options=self.fingerprint.options) == self.fingerprint
+            return same and bool(found.options["precision"] == self.options.precision)
+
+        if (engine := cache.newest(fits)) is not None:
+            return engine
         raise UsageError(f"{cache.folder} has no {self.options.precision} engine of this bundle; `build_engine build` makes one")
 
     def timing_cache_in(self, folder: Path) -> Path:

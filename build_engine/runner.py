@@ -63,6 +63,15 @@ class OnnxRuntimeRunner:
         """The session goes with its last reference."""
 
 
+def runs_engines() -> bool:
+    """Whether there is a backend for `open_engine`; whether it finds its driver shows only when it opens one."""
+    try:
+        pkgutil.resolve_name(ENGINE_RUNNER)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def open_engine(plan: bytes, manifest: Manifest, *, flavour: FlavourName, gpu: Gpu | None, cuda_graphs: bool = False) -> Runner:
     """An engine on the GPU of this machine.
 

@@ -126,6 +126,24 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert a_cache(tmp_path, []).find(a_fingerprint()) is None
 
 
+def test_an_engine_that_was_never_verified_is_built_again_for_who_wants_it_verified(tmp_path: Path) -> None:
+    cache, fingerprint = a_cache(tmp_path, []), a_fingerprint()
+    cache.get_or_build(fingerprint, lambda: Built(b"unverified", verified=False)).close()
+    assert cache.find(fingerprint, verified=True) is None
+    assert cache.get_or_build(fingerprint, never).plan == b"unverified"
+    assert cache.get_or_build(fingerprint, lambda: Built(PLAN, verified=True), verified=True).plan == PLAN
+    assert cache.get_or_build(fingerprint, never, verified=True).plan == PLAN
+
+
+def test_the_newest_that_fits_is_the_most_recently_used_whole_one(tmp_path: Path) -> None:
+    cache, fingerprints = filled(tmp_path, count=4)
+    flip(tmp_path / f"{fingerprints[2].digest}.engine", 0)
+    newest = cache.newest(lambda found: found.version != "3")
+    assert newest is not None
+    assert newest.fingerprint == fingerprints[1]
+    assert cache.newest(lambda found: found.gpu == "another") is None
+
+
 def test_a_build_that_fails_publishes_nothing_and_frees_the_lock(tmp_path: Path) -> None:
     def fails() -> Built:
         raise ZeroDivisionError

@@ -40,6 +40,7 @@ def a_job(bundle: Bundle, *, gpu: Gpu | None = H100, options: Options | None = N
 
 def runs(monkeypatch: pytest.MonkeyPatch, runner: Any) -> None:
     monkeypatch.setattr(jobs, "open_engine", lambda *_, **__: runner)
+    monkeypatch.setattr(jobs, "runs_engines", lambda: True)
 
 
 def test_an_engine_that_gives_the_bundles_outputs_is_kept_as_verified(
@@ -67,7 +68,7 @@ def test_an_engine_that_gives_other_outputs_is_not_published(
 def test_where_the_gpu_is_not_the_engine_is_kept_as_not_verified(shipped: Bundle, tmp_path: Path) -> None:
     said: list[str] = []
     assert not a_job(shipped, gpu=None).build(tmp_path / "timings", said.append).verified
-    assert said == ["the GPU it is for is not here: the graph was verified on the CPU, the engine was not"]
+    assert said == ["the graph was verified on the CPU, the engine was not: that needs the GPU it is for, and a backend for it"]
 
 
 def test_the_newest_engine_of_this_precision_is_found_whatever_its_other_options(shipped: Bundle, tmp_path: Path) -> None:
