@@ -9,6 +9,8 @@ Source: NVIDIA TensorRT API, https://docs.nvidia.com/deeplearning/tensorrt/; com
 """
 
 import importlib
+import os
+import re
 import subprocess
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -73,14 +75,17 @@ def find_flavour(wanted: Literal["auto", "tensorrt", "tensorrt_rtx"]) -> Flavour
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU that the driver lists, or None. TensorRT builds for device 0: show it one with CUDA_VISIBLE_DEVICES."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    """The GPU that CUDA calls device 0, or None: the first of CUDA_VISIBLE_DEVICES, which nvidia-smi does not read by itself."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    command = ["nvidia-smi", f"--id={visible}", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    if visible in {"", "-1"}:
+        return None
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    capability, _, name = answer.stdout.partition("\n")[0].partition(", ")
-    return Gpu(capability.strip(), name.strip()) if name else None
+    found = re.fullmatch(r"(\d+\.\d+), (\S.*)", answer.stdout.partition("\n")[0].strip())
+    return Gpu(found[1], found[2]) if found else None
 
 
 def collecting_logger(flavour: Flavour, lines: list[str]) -> Any:

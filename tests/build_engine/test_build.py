@@ -1,13 +1,14 @@
 """Compiling: one code path for every TensorRT, options that go together, and failures with their reasons."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from build_engine.build import Compiled, Options, Profile, compile_engine, target_of
 from build_engine.errors import Unavailable, UsageError
-from build_engine.flavour import Gpu, TensorRTError, find_flavour
+from build_engine.flavour import Gpu, TensorRTError, find_flavour, find_gpu
 from tests.build_engine.fake_tensorrt import FakeTensorRT, flavour_of
 
 H100 = Gpu("9.0", "NVIDIA H100")
@@ -162,3 +163,38 @@ def test_auto_takes_tensorrt_before_tensorrt_rtx_and_bindings_without_the_metapa
 def test_without_any_the_message_says_what_to_install() -> None:
     with pytest.raises(Unavailable, match="pip install tensorrt-cu13 or tensorrt-rtx-cu13"):
         find_flavour("auto")
+
+
+@pytest.fixture
+def _two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `nvidia-smi` with an H100 and, as number 1, a card without a readable compute capability."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in --id=0) echo "9.0, NVIDIA H100 80GB HBM3";; --id=1) echo "[N/A], Old";; *) exit 6;; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, Gpu("9.0", "NVIDIA H100 80GB HBM3")),
+        ("0,1", Gpu("9.0", "NVIDIA H100 80GB HBM3")),
+        ("1,0", None),
+        ("7", None),
+        ("", None),
+        ("-1", None),
+    ],
+)
+def test_the_gpu_is_the_first_visible_one(visible: str | None, found: Gpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpu() == found
+
+
+def test_without_nvidia_smi_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpu() is None

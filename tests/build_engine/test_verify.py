@@ -102,7 +102,9 @@ def test_an_embedding_that_points_elsewhere_fails_and_one_of_other_length_does_n
     found["embedding"] *= 2
     assert compared(found).passed
     found["embedding"][9] = found["embedding"][9][::-1]
-    assert failed(compared(found)) == ["embedding"]
+    report = compared(found)
+    assert failed(report) == ["embedding"]
+    assert report.findings[3].bad_rows == (9,)
 
 
 @pytest.mark.parametrize("output", ["subject", "themes", "pages", "embedding"])
