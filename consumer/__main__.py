@@ -220,7 +220,7 @@ def doctor(config: Config = None) -> None:
     raise typer.Exit(worst)
 
 
-Stage = Annotated[str | None, typer.Option(help="Only those of this stage: decode, cover, features, inference.")]
+Stage = Annotated[str | None, typer.Option(help="Only those of this stage: decode, cover, features, inference, trial.")]
 Reason = Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")]
 Since = Annotated[int | None, typer.Option(help="Only originals from this time on, in ms since the epoch.")]
 Until = Annotated[int | None, typer.Option(help="Only originals before this time, in ms since the epoch.")]

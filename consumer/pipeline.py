@@ -35,6 +35,7 @@ from consumer.patience import Patience
 from consumer.prediction import Predictor
 from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
 from consumer.settings import Settings
+from consumer.suspects import Suspects, no_suspects
 from consumer.telemetry import Metrics
 from model.signature import content_hash
 
@@ -64,6 +65,7 @@ class Pipeline:
         metrics: Metrics,
         health: Health,
         fetcher: CoverFetcher | None = None,
+        suspects: Suspects | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -77,6 +79,7 @@ class Pipeline:
         self._outputs = outputs
         self._metrics = metrics
         self._health = health
+        self._suspects = suspects or no_suspects()
         self._in_flight: deque[InFlight] = deque()
         self._positions: dict[Partition, int] = {}  # answered in the open transaction, not committed yet
         self._oldest_ms: int | None = None  # timestamp of the oldest record in it
@@ -90,12 +93,14 @@ class Pipeline:
 
     # ── the journey ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, records: Sequence[InputRecord]) -> Batch:
+    def prepare(self, records: Sequence[InputRecord], generations: dict[Partition, int | None]) -> Batch:
         """Decode, collapse, known?, features. Waits for the registry and the store where they are away."""
+        self._patience.ask(lambda: self._suspects.begin(records, generations))
         with self._metrics.stage("decode"):
             ids = codec.schema_ids(records)
             schemas = self._patience.ask(lambda: self._schemas.schemas(ids))
-            decoded = [codec.decode(record, schemas) for record in records]
+            killers = {id(one.record): one for one in self._suspects.tried(records, schemas)}
+            decoded = [killers.get(id(record)) or codec.decode(record, schemas) for record in records]
         changes = [one for one in decoded if isinstance(one, Change)]
         batch = self._prepare(changes, [one for one in decoded if isinstance(one, Rejected)])
         failpoints.reached("after_prepare")
@@ -234,6 +239,7 @@ class Pipeline:
         self._metrics.set_lag(self._source.lag())
         self._oldest_ms = None
         self._breaker.committed()
+        self._suspects.committed(positions)
         self._health.progress()
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,18 +251,24 @@ class Pipeline:
             CircuitOpen, Fenced, DependencyUnavailable (the grace period ended while waiting).
         """
         self._stop = stop
+        with self._suspects.watching():
+            self._work()
+
+    def _work(self) -> None:
         try:
-            while not stop.is_set():
+            while not self._stop.is_set():
                 self._step()
             self._drain()
         finally:
             self._patience.give_up()
+            self._suspects.give_up()
             self._prepare_thread.shutdown(wait=True, cancel_futures=True)
 
     def _step(self) -> None:
         try:
             records = self._poll()
             self._check_ownership()
+            self._suspects.leave(self._source.generation)
             if records:
                 failpoints.reached("after_poll")
                 self._start(records)
@@ -296,7 +308,7 @@ class Pipeline:
     def _start(self, records: Sequence[InputRecord]) -> None:
         for part in split_by_cost(records, self._settings.batch.max_cost):
             generations = {p: self._source.generation(p) for p in {partition_of(record) for record in part}}
-            prepared = self._prepare_thread.submit(self.prepare, part)
+            prepared = self._prepare_thread.submit(self.prepare, part, generations)
             predicted = self._backend_thread.submit(self._predict_prepared, prepared)
             self._in_flight.append(InFlight(part, generations, predicted))
             self._metrics.batch_records.observe(len(part))

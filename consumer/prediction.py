@@ -16,7 +16,7 @@ from consumer.inference import InferenceBackend, InferenceFailed
 from consumer.records import Change, ModelIdentity, Rejected, Stage
 from consumer.task_prediction import TaskPrediction
 from model.bundle import Bundle, BundleError
-from model.features import PAD_ID, FeatureExtractor, Features, decode_cover
+from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, decode_cover
 
 # Wide enough for another processor's rounding and for fp16, far below a changed weight.
 GOLDEN_RTOL, GOLDEN_ATOL = 2e-2, 1e-2
@@ -53,7 +53,12 @@ class Predictor:
         self._extractor = read_extractor(bundle)
         self._bundle = bundle
         self._backend = backend
-        self._cover_bytes_max = cover_bytes_max
+        self.cover_bytes_max = cover_bytes_max
+
+    @property
+    def feature_settings(self) -> FeatureSettings:
+        """How the bundle's features are made."""
+        return self._extractor.settings
 
     def decode_cover(self, data: bytes) -> NDArray[np.uint8]:
         """An image's bytes to uint8 [channels, height, width], as the model takes them. Raises: InvalidCover."""
@@ -73,7 +78,7 @@ class Predictor:
         accepted, covers, rejected = [], [], []
         for change in changes:
             try:
-                pixels = cover_pixels(change, settings, bytes_max=self._cover_bytes_max)
+                pixels = cover_pixels(change, settings, bytes_max=self.cover_bytes_max)
             except Exception as error:  # noqa: BLE001  a decoder's surprise costs its record, never the service
                 pixels = Rejected(change.record, Stage.COVER, f"cover: {_words(error)}")
             if pixels is None and fetched and (url := url_to_fetch(change.stated)):

@@ -39,12 +39,16 @@ class Change:
 
 
 class Stage(StrEnum):
-    """Where a record was rejected; `dlq.stage` of a dead letter."""
+    """Where a record was rejected; `dlq.stage` of a dead letter.
+
+    TRIAL: it ended the child process that tried it, and no one knows in which stage.
+    """
 
     DECODE = "decode"
     COVER = "cover"
     FEATURES = "features"
     INFERENCE = "inference"
+    TRIAL = "trial"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import structlog
 from consumer import __version__
 from consumer.batches import Outputs
 from consumer.cover_fetch import CoverFetcher
+from consumer.crash_marks import CrashMarks
 from consumer.delivery import open_delivery
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.health import Health, serve
@@ -22,7 +24,9 @@ from consumer.prediction_store import PredictionStore
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING
 from consumer.settings import KafkaSettings, Settings
+from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.trial import Trial
 from model.bundle import Bundle, BundleError
 from model.signing import KeyUnusable
 
@@ -86,6 +90,14 @@ class Service:
         url, prefix = settings.redis.url.get_secret_value(), settings.redis.key_prefix
         store = PredictionStore(url, key_prefix=prefix, ttl_seconds=settings.redis.ttl_seconds)
         registry = self._registry or SchemaRegistry(settings.schema_registry.url, settings.schema_registry.properties)
+        marks = CrashMarks(url, key_prefix=prefix, group_id=settings.kafka.group_id)
+        suspects = Suspects(
+            marks,
+            Trial(partial(open_predictor, settings)),
+            crashes_before_trial=settings.delivery.crashes_before_trial,
+            reach=settings.batch.max_records * settings.batch.max_in_flight,
+            progress=self.health.progress,
+        )
         self._await(stop, "redis", store.ping)
         self.health.set_condition("redis", holds=True, reason="answered")
         outputs = self._await(stop, "schema registry and topics", lambda: open_outputs(settings.kafka, registry))
@@ -116,6 +128,7 @@ class Service:
                 metrics=self.metrics,
                 health=self.health,
                 fetcher=fetcher,
+                suspects=suspects,
             )
             try:
                 pipeline.run(stop)
@@ -126,6 +139,7 @@ class Service:
             store.close()
             if fetcher is not None:
                 fetcher.close()
+            marks.close()
             log.info("left_the_group")
 
     def _rebalanced(self, kind: str, partitions: int) -> None:
@@ -156,6 +170,12 @@ def load_bundle(settings: Settings) -> Bundle:
         raise SettingsError(f"model.public_key: {error}") from error
     except BundleError as error:
         raise SettingsError(f"model.bundle: {error}") from error
+
+
+def open_predictor(settings: Settings) -> Predictor:
+    """The model in another process, which has no metrics and no health (`consumer/trial.py`). Raises: SettingsError."""
+    bundle = load_bundle(settings)
+    return Predictor(bundle, open_backend(settings.model, bundle).backend, cover_bytes_max=settings.covers.max_bytes)
 
 
 def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:

@@ -14,6 +14,7 @@ from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
 from consumer.records import OutputRecord
 from consumer.settings import Settings
+from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
 from model.bundle import Bundle
 from tests.examples import ENRICHED_SCHEMA, ENVELOPE_SCHEMA, LISTING_SCHEMA
@@ -34,7 +35,15 @@ from tests.fakes import (
 class Journey:
     """One replica of the service with everything around it faked. `settings` are sections: `batch={"max_records": 1}`."""
 
-    def __init__(self, bundle: Bundle, *, partitions: int = 1, keep_partition: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        partitions: int = 1,
+        keep_partition: bool = True,
+        suspects: Suspects | None = None,
+        **settings: Any,
+    ) -> None:
         self.kafka = FakeKafka(partitions=partitions)
         self.source = FakeSource(self.kafka)
         self.delivery = FakeDelivery(self.kafka, self.source)
@@ -61,6 +70,7 @@ class Journey:
             metrics=self.metrics,
             health=self.health,
             fetcher=self.fetcher,
+            suspects=suspects,
         )
         self.source.before_revoked = self.pipeline.before_revoked
         self.source.after_lost = self.pipeline.lost

@@ -3,6 +3,7 @@
 Each mutation is what a careless change might do. `test_mutations.py` shows that the fault tests notice.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from confluent_kafka import Consumer
 
 from consumer import __main__ as command
-from consumer import prediction_store, service
+from consumer import covers, prediction_store, service
 from consumer.delivery import AtLeastOnce
 from consumer.kafka import KafkaSource
 from consumer.pipeline import Pipeline
+from model.features import FeatureSettings
 
 
 def no_fencing() -> None:
@@ -63,14 +65,32 @@ def store_last() -> None:
     Pipeline._committed = then  # type: ignore[method-assign]
 
 
-MUTATIONS = {mutation.__name__: mutation for mutation in (no_fencing, no_guard, no_transaction, no_drain, store_last)}
+def deadly_covers() -> None:
+    """A decoder with a hole: a cover that holds `DEADLY` makes it read address 0, in the service and in its children alike."""
+    decode = covers.decode_cover
+
+    def decode_or_die(cover: bytes, settings: FeatureSettings) -> object:
+        if DEADLY in cover:
+            ctypes.string_at(0)
+        return decode(cover, settings)
+
+    covers.decode_cover = decode_or_die  # type: ignore[assignment]
+
+
+MUTATIONS = {
+    mutation.__name__: mutation for mutation in (no_fencing, no_guard, no_transaction, no_drain, store_last, deadly_covers)
+}
+DEADLY = b"\xde\xad\xc0\xde"
 
 
 def _setting(name: str) -> str:
     return os.environ[f"CONSUMER_KAFKA__{name}"]
 
 
+if __name__ == "__mp_main__":  # a child process of the mutant
+    MUTATIONS[os.environ["MUTATION"]]()
 if __name__ == "__main__":
-    MUTATIONS[sys.argv.pop(1)]()
+    os.environ["MUTATION"] = sys.argv.pop(1)
+    MUTATIONS[os.environ["MUTATION"]]()
     sys.argv.append("run")
     command.main()
