@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from tests.examples import a_jpeg_cover
-from tests.faults.history import answered
 from tests.faults.mutant import DEADLY
 from tests.faults.replicas import Replica
 from tests.journey.publishing import publish
-from tests.journey.running import Read, Surroundings, wait_for_answers
+from tests.journey.running import Read, Surroundings, read_topic, wait_for_answers
 
 pytestmark = pytest.mark.integration
 RESTARTS_MAX = 6
@@ -27,7 +26,7 @@ def run_until(surroundings: Surroundings, answers: int) -> list[int]:
     while len(deaths) < RESTARTS_MAX:
         with Replica(surroundings, mutation="deadly_covers") as replica:
             end_s = time.monotonic() + 60
-            while replica.is_running() and answered(surroundings) < answers:
+            while replica.is_running() and _answers(surroundings) < answers:
                 assert time.monotonic() < end_s, replica.log()[-3000:]
                 time.sleep(0.2)
             if replica.is_running():
@@ -35,6 +34,11 @@ def run_until(surroundings: Surroundings, answers: int) -> list[int]:
                 return deaths
             deaths.append(replica.wait())
     raise AssertionError(f"it died {deaths}")
+
+
+def _answers(surroundings: Surroundings) -> int:
+    servers, topics = surroundings.bootstrap_servers, surroundings.topics
+    return len(read_topic(servers, topics.output)) + len(read_topic(servers, topics.dead_letter))
 
 
 def dead_letters(surroundings: Surroundings, answers: int) -> list[tuple[str, str, str]]:
