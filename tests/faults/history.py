@@ -91,7 +91,7 @@ def _stored(surroundings: Surroundings) -> dict[str, dict[str, str]]:
     prefix = surroundings.redis_prefix
     client = redis.Redis.from_url(surroundings.redis_url, decode_responses=True)
     try:
-        keys = list(client.scan_iter(match=f"{prefix}*", count=1000))
+        keys = list(client.scan_iter(match=f"{prefix}{{*", count=1000))
         return {key.removeprefix(prefix)[1:-1]: client.hgetall(key) for key in keys}
     finally:
         client.close()
