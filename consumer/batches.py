@@ -71,3 +71,10 @@ def split_by_cost(records: Sequence[InputRecord], cost_max: int) -> list[list[In
 def partition_of(record: InputRecord) -> Partition:
     """Topic and partition that a record was read from."""
     return (record.topic, record.partition)
+
+
+def without_answer(batch: Batch) -> list[Change]:
+    """Takes the rejected records out of the batch's changes; returns those of listings that have no answer yet."""
+    gone = {id(one.record) for one in batch.rejected}
+    batch.changes = [change for change in batch.changes if id(change.record) not in gone]
+    return [change for change in batch.changes if change.listing_id not in batch.proposed]

@@ -24,7 +24,7 @@ from threading import Event
 import structlog
 
 from consumer import assemble, codec, failpoints
-from consumer.batches import Batch, InFlight, Outputs, Partition, partition_of, split_by_cost
+from consumer.batches import Batch, InFlight, Outputs, Partition, partition_of, split_by_cost, without_answer
 from consumer.breaker import CircuitBreaker
 from consumer.cover_fetch import CoverFetcher
 from consumer.covers import cover_use, url_to_fetch
@@ -125,6 +125,8 @@ class Pipeline:
             else:
                 unseen.append(winner)
         wanted = [url for one in unseen if (url := urls[one.listing_id])]  # what is known as it is needs no fetch
+        if self._suspects.on_trial:
+            wanted = []  # the child fetches nothing, so a cover that kills its decoder must count as missing
         fetched = self._fetcher.fetch(wanted, may_wait=may_wait) if self._fetcher else {}
         covers = {key: cover_use(listing, url=urls[key], fetched=urls[key] in fetched) for key, listing in listings.items()}
         contents |= {one.listing_id: "" for one in unseen if covers[one.listing_id] is CoverUse.MISSING}
@@ -138,7 +140,7 @@ class Pipeline:
         Where the newest version of a listing is rejected, the next newest of the batch takes its place.
         """
         self._infer(batch)
-        while orphans := _without_answer(batch):  # each round rejects a version of every orphan, or answers it
+        while orphans := without_answer(batch):  # each round rejects a version of every orphan, or answers it
             rest = self._prepare(orphans, [], may_wait=False)  # the batch has waited for covers
             self._infer(rest)
             batch.proposed |= rest.proposed
@@ -400,13 +402,6 @@ class Pipeline:
         self._oldest_ms = None
         self._breaker.rewind()
         self._patience.ask(self._source.rewind, between=self._beat)
-
-
-def _without_answer(batch: Batch) -> list[Change]:
-    """Takes the rejected records out of the batch's changes; returns those of listings that have no answer yet."""
-    gone = {id(one.record) for one in batch.rejected}
-    batch.changes = [change for change in batch.changes if id(change.record) not in gone]
-    return [change for change in batch.changes if change.listing_id not in batch.proposed]
 
 
 def _now_ms() -> int:

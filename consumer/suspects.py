@@ -75,6 +75,7 @@ class Suspects:
         self._process = uuid.uuid4().hex[:12]
         self._begun: dict[Partition, int] = {}  # the generation it was last begun under
         self._watched: dict[Partition, _Watched] = {}
+        self.on_trial = False  # whether the last batch held suspects that were tried: what has a trial of its own is left out
 
     def begin(self, records: Sequence[InputRecord], generations: Mapping[Partition, int | None]) -> None:
         """Leaves a mark for each partition that is new here, before any of its records is touched. May be done again.
@@ -95,7 +96,8 @@ class Suspects:
 
     def tried(self, records: Sequence[InputRecord], schemas: Schemas) -> list[Rejected]:
         """Tries those of the records that are suspect; returns the guilty, and what the child rejected otherwise."""
-        rejected, is_trial = [], False
+        rejected: list[Rejected] = []
+        self.on_trial = False
         for record in records:
             watched = self._watched.get(partition_of(record))
             if watched is None or watched.suspects == 0:
@@ -105,12 +107,12 @@ class Suspects:
                 watched.end = record.offset + 1
             if watched.deaths < self._crashes_before_trial:
                 continue
-            is_trial = True
+            self.on_trial = True
             verdict = self._trial.verdict(record, {one: schemas[one] for one in codec.schema_ids([record])})
             if verdict is not None:
                 rejected.append(verdict)
             self._progress()
-        if not is_trial:
+        if not self.on_trial:
             self._trial.close()
         return rejected
 

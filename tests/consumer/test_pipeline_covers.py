@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from consumer.records import CoverUse, Enriched
+from consumer.suspects import Suspects
 from model.bundle import Bundle
 from model.listing import Listing
 from model.signature import content_hash
 from tests.consumer.cover_server import CoverServer, a_status, an_answer, in_drops
 from tests.consumer.journey import Journey, event_of
-from tests.examples import a_change_event, a_jpeg_cover, a_numbered_book, a_used_hardback
+from tests.consumer.test_suspects import Court, MarksInMemory
+from tests.examples import INPUT_TOPIC, a_change_event, a_jpeg_cover, a_numbered_book, a_used_hardback
 from tests.fake_model import fingerprint
 from tests.fakes import only
 
@@ -142,3 +144,18 @@ def test_a_version_that_takes_a_rejected_ones_place_waits_for_nothing(
     state = one.store.states["bd-1"]
     assert isinstance(state, Enriched)
     assert state.content == "", "so that the next change tries again"
+
+
+def test_where_processes_died_no_cover_is_fetched(server: CoverServer, journey: MakeJourney) -> None:
+    """The child that tries the suspects fetches nothing: a cover by URL that kills its decoder is missing until they are past."""
+    server.answers["/cover.jpg"] = an_answer(a_jpeg_cover())
+    marks = MarksInMemory()
+    marks.held[(INPUT_TOPIC, 0)] = "0 1 another"
+    suspects = Suspects(marks, Court(), crashes_before_trial=2, reach=1)
+    one = journey(covers=fetching(server), suspects=suspects, batch={"max_records": 1})
+    one.kafka.publish(*(a_change_event(at(server, listing=a_used_hardback(name))) for name in ("suspect", "later")))
+    one.run()
+    assert {event["listing_id"]: event["cover"] for event in map(event_of, one.kafka.outputs)} == {
+        "suspect": "MISSING",
+        "later": "USED",
+    }
