@@ -1,14 +1,25 @@
-"""A server of covers that misbehaves as it is told: each path is a way of answering."""
+"""A server of covers that misbehaves as it is told: each path is a way of answering. And a fetcher that asks it."""
 
+import datetime
 import socket
 import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from consumer.cover_fetch import CoverFetcher, Pixels
+from consumer.settings import CoverSettings
+from consumer.telemetry import Metrics
+from model.cover import decode_cover
 from tests.examples import a_jpeg_cover
+from tests.fake_model import SMALL_COVERS
 
 Behaviour = Callable[[socket.socket], None]
 
@@ -99,3 +110,53 @@ def a_reset(connection: socket.socket) -> None:
     """Closes with RST in place of an answer."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     connection.close()
+
+
+def a_certificate(folder: Any, host: str) -> Any:
+    """A self-signed certificate and its key, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "covers.pem"
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+class Fetching:
+    """A fetcher with what it counted. Every name of `.test` leads to loopback, unless `addresses` says otherwise."""
+
+    def __init__(self, server: CoverServer, *, ssl_context: ssl.SSLContext | None = None, **settings: Any) -> None:
+        self.metrics = Metrics()
+        self.asked: list[str] = []
+        self.addresses: dict[str, list[Sequence[str]]] = {}
+        hosts = [f"covers.test:{server.port}", f"other.test:{server.port}", f"dead.test:{server.port}", "covers.test"]
+        defaults = {"fetch": True, "allowed_hosts": hosts, "allowed_networks": ["127.0.0.0/8"], "timeout_ms": 5_000}
+        read = CoverSettings.model_validate(defaults | settings)
+        self.fetcher = CoverFetcher(
+            read, decode=self._decode, metrics=self.metrics, resolver=self._resolve, ssl_context=ssl_context
+        )
+
+    def _decode(self, data: bytes) -> Pixels:
+        return decode_cover(data, SMALL_COVERS)
+
+    def _resolve(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append(host)
+        answers = self.addresses.get(host, [["127.0.0.1"]])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def counted(self) -> dict[str, int]:
+        """Result to how often."""
+        samples = [sample for metric in self.metrics.cover_fetches.collect() for sample in metric.samples]
+        return {one.labels["result"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
