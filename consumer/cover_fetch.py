@@ -44,6 +44,7 @@ _HOSTS_MAX = 1_000
 _ENTRY_BYTES = 300  # what Python holds of a cache entry beside the URL and the pixels
 _HEADERS = [("Accept", "image/jpeg, image/png, image/webp"), ("Accept-Encoding", "identity"), ("User-Agent", "listing-enricher")]
 _BLAMES_HOST = frozenset({Missing.DNS, Missing.CONNECTION, Missing.TLS, Missing.TIMEOUT})
+_ANSWERED = frozenset({Missing.STATUS, Missing.REDIRECT, Missing.ENCODING, Missing.TOO_LARGE})  # not well, but in time
 
 
 class CoverFetcher:
@@ -143,6 +144,8 @@ class CoverFetcher:
 
     def _missing(self, one: "_Fetch", reason: Missing, message: str) -> "_Fetched":
         log.info("cover_missing", host=one.host[:80], reason=reason.value, detail=message)
+        if reason in _ANSWERED:
+            self._hosts.answered(one.host)
         self._blame(one, reason)
         return _Fetched(None, reason)
 

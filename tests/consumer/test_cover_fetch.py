@@ -277,11 +277,12 @@ def test_a_host_that_keeps_failing_rests(server: CoverServer, fetching: MakeFetc
     assert server.url() in one.fetcher.fetch([server.url()])
 
 
-def test_a_success_between_failures_keeps_a_host_awake(server: CoverServer, fetching: MakeFetching) -> None:
-    """Failures have to come in a row: two, an answer and two more are no reason to rest."""
+@pytest.mark.parametrize("answered", ["/cover.jpg", "/gone"])
+def test_an_answer_between_failures_keeps_a_host_awake(server: CoverServer, fetching: MakeFetching, answered: str) -> None:
+    """Failures have to come in a row: two, an answer (a 404 is one) and two more are no reason to rest."""
     server.answers |= {f"/{number}": a_reset for number in range(4)}
     one = fetching()
-    for path in ("/0", "/1", "/cover.jpg", "/2", "/3"):
+    for path in ("/0", "/1", answered, "/2", "/3"):
         one.fetcher.fetch([server.url(path)])
     server.answers["/4"] = an_answer(a_jpeg_cover())
     assert server.url("/4") in one.fetcher.fetch([server.url("/4")])
