@@ -98,8 +98,9 @@ class Suspects:
         """Tries those of the records that are suspect; returns the guilty, and what the child rejected otherwise."""
         rejected: list[Rejected] = []
         self.on_trial = False
-        for record in records:
-            watched = self._watched.get(partition_of(record))
+        uneasy = {partition: watched for partition, watched in tuple(self._watched.items()) if watched.suspects}
+        for record in records if uneasy else ():  # a steady service pays nothing for each record
+            watched = uneasy.get(partition_of(record))
             if watched is None or watched.suspects == 0:
                 continue
             watched.suspects -= 1
