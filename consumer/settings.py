@@ -23,7 +23,7 @@ from consumer.errors import SettingsError
 _PREFIX = "CONSUMER_"
 _CONFIG = "CONSUMER_CONFIG"
 _FILE = "_FILE"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 # Values that may hold a password: never shown in a message or a repr.
 _SECRET = frozenset({"redis.url", "kafka.properties", "schema_registry.url", "schema_registry.properties"})
 # Client properties that have a setting of their own; two sources of truth would disagree one day.
