@@ -159,6 +159,11 @@ class RunningService:
         """The exit code, once it ends by itself."""
         return self._process.wait(timeout=deadline_s)
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """User and system time so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
