@@ -80,7 +80,7 @@ def look(service: Replica, store: "redis.Redis[Any]", began_s: float, done: int)
 
 
 def judge(samples: list[Sample], total: int) -> list[str]:
-    """What grew after the warm-up. Threads and connections come and go, so the least of a quarter is what counts: a leak raises it."""
+    """What grew after the warm-up. Threads and connections come and go: a leak is what raises the least of a quarter."""
     warm = [one for one in samples if one.events >= WARM_UP_SHARE * total]
     middle = sorted(one.memory_mb for one in warm)[len(warm) // 2]
     complaints = [
