@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 from tests.journey.running import ROOT, RunningService, Surroundings, wait_until
 
@@ -18,16 +19,25 @@ class Replica(RunningService):
     Args:
         failpoint: as `consumer/failpoints.py` reads it.
         mutation: a name of `tests/faults/mutant.py`; the service then lacks what the name says.
+        around: makes another command of the service's, one that ends up as this.
     """
 
-    def __init__(self, surroundings: Surroundings, *, failpoint: str = "", mutation: str = "", **overrides: str) -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        *,
+        failpoint: str = "",
+        mutation: str = "",
+        around: Callable[[list[str]], list[str]] = list,
+        **overrides: str,
+    ) -> None:
         environment = surroundings.environment(**overrides)
         self._port = int(environment["CONSUMER_HTTP__PORT"])
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CONSUMER_")}
         command = ["-m", "tests.faults.mutant", mutation] if mutation else ["-m", "consumer", "run"]
         self._process = subprocess.Popen(
-            [sys.executable, *command],
+            around([sys.executable, *command]),
             cwd=ROOT,
             env={**kept, **environment, "FAILPOINT": failpoint},
             stdout=self._log,
