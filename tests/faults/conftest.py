@@ -1,8 +1,8 @@
 """What every fault test needs: real servers with topics of its own, quick time-outs, a seed that is printed.
 
-They stop servers and wait for time-outs, so they run on demand: `make faults` does each fault a few times, the long form,
+They stop servers and wait for time-outs, so most run on demand: `make faults` does each fault a few times, the long form,
 `FAULT_ROUNDS=20 make faults`, does them so often and runs the tests marked `long_form`, too. `FAULT_SEED` repeats a run. Without
-`FAULTS=1` only the checker's own tests run.
+`FAULTS=1`, in `make test`, the checker's own tests run, and those marked `short_form`.
 """
 
 import os
@@ -34,7 +34,8 @@ def rounds(short: int, *, per_round: int = 1) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long_form: only with FAULT_ROUNDS, as `make faults` sets it")
+    config.addinivalue_line("markers", "long_form: only with FAULT_ROUNDS")
+    config.addinivalue_line("markers", "short_form: also in `make test`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if os.environ.get("FAULTS") == "1":
         left_out = [] if "FAULT_ROUNDS" in os.environ else [one for one in on_servers if one.get_closest_marker("long_form")]
     else:
-        left_out = on_servers
+        left_out = [one for one in on_servers if not one.get_closest_marker("short_form")]
     items[:] = [item for item in items if item not in left_out]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

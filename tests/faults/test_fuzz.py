@@ -34,6 +34,7 @@ def test_broken_events_become_features_or_rejects() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.short_form
 def test_broken_events_go_through_the_whole_service(surroundings: Surroundings, seed: int) -> None:
     """Each input offset is answered once, by an enriched record or a dead letter with a reason, and the process stays up."""
     topic = surroundings.topics.input

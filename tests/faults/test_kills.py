@@ -44,6 +44,7 @@ def test_a_kill_between_two_steps_loses_and_doubles_nothing(
     assert set(kills.values()) == {2 * count}
 
 
+@pytest.mark.short_form
 def test_kills_at_random_moments_lose_and_double_nothing(
     surroundings: Surroundings, load: Load, watcher: Watcher, seed: int
 ) -> None:

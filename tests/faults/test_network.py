@@ -85,7 +85,7 @@ def test_a_member_cut_off_from_kafka_changes_nothing_any_more(surroundings: Surr
         assert last.terminate() == 0
 
 
-@pytest.mark.parametrize("how", ["read-only", "full"])
+@pytest.mark.parametrize("how", [pytest.param("read-only", marks=pytest.mark.short_form), "full"])
 def test_a_redis_that_refuses_writes_is_waited_for(surroundings: Surroundings, load: Load, watcher: Watcher, how: str) -> None:
     """A read-only replica (a failover under way), or without memory left: nothing is answered until it takes writes again."""
     store: redis.Redis[Any] = redis.Redis.from_url(surroundings.redis_url)
