@@ -1,0 +1,183 @@
+"""What the writing side makes of the client's answers: worth asking again, to be aborted, or the end.
+
+The client is scripted here, because a broker cannot be told to lose one answer; `tests/faults` meets the same on a real one.
+"""
+
+from collections.abc import Callable
+from threading import Event
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from consumer import delivery
+from consumer.delivery import ExactlyOnce
+from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
+from consumer.kafka import KafkaSource
+from consumer.records import OutputRecord
+from consumer.settings import KafkaSettings
+
+RECORD = OutputRecord("out", b"key", b"value", ())
+POSITIONS = {("in", 0): 7}
+
+
+class ScriptedProducer:
+    """Notes its calls in the list that all of them share, and raises or waits where the script says so."""
+
+    calls: list[str]
+    script: dict[str, list[Callable[[], None]]]
+
+    def __init__(self, _: dict[str, Any]) -> None:
+        self._call("new")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if steps := self.script.get(name):
+            steps.pop(0)()
+
+    def init_transactions(self, _: float) -> None:
+        self._call("init")
+
+    def begin_transaction(self) -> None:
+        self._call("begin")
+
+    def produce(self, *_: Any, **__: Any) -> None:
+        self._call("produce")
+
+    def poll(self, _: float) -> int:
+        return 0
+
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        self._call("offsets")
+
+    def commit_transaction(self, _: float) -> None:
+        self._call("commit")
+
+    def abort_transaction(self, _: float) -> None:
+        self._call("abort")
+
+    def purge(self, *_: Any, **__: Any) -> None:
+        self._call("purge")
+
+
+class Member:
+    """The group, as the producer needs it."""
+
+    def group_metadata(self) -> object:
+        return object()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    noted: list[str] = []
+    monkeypatch.setattr(ScriptedProducer, "calls", noted, raising=False)
+    monkeypatch.setattr(ScriptedProducer, "script", {}, raising=False)
+    monkeypatch.setattr(delivery, "Producer", ScriptedProducer)
+    monkeypatch.setattr(delivery, "CALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(delivery, "OVERTIME_S", 0.05)
+    return noted
+
+
+def open_delivery() -> ExactlyOnce:
+    return ExactlyOnce(KafkaSettings(), source=cast("KafkaSource", Member()))
+
+
+def fails(code: int, *, retriable: bool = False, fatal: bool = False, abort: bool = False) -> Callable[[], None]:
+    """A step that raises as the client does."""
+
+    def step() -> None:
+        raise KafkaException(KafkaError(code, "says the test", fatal, retriable, abort))
+
+    return step
+
+
+def test_outputs_offsets_and_commit_are_one_transaction(calls: list[str]) -> None:
+    """In this order, begun once."""
+    one = open_delivery()
+    one.send([RECORD, RECORD])
+    one.send([RECORD])
+    one.commit(POSITIONS)
+    assert calls == ["new", "init", "begin", "produce", "produce", "produce", "offsets", "commit"]
+
+
+def test_producing_into_a_transaction_that_failed_rewinds(calls: list[str]) -> None:
+    """The client calls it an erroneous state; it is to be aborted, and no reason to end."""
+    ScriptedProducer.script["produce"] = [fails(KafkaError._STATE)]
+    with pytest.raises(TransactionAborted, match="produce"):
+        open_delivery().send([RECORD])
+
+
+def test_an_abort_takes_nothing_back_that_is_in_flight(calls: list[str]) -> None:
+    """A purge would leave a gap in the producer's sequence, which breaks the next transaction."""
+    one = open_delivery()
+    one.send([RECORD])
+    assert one.abort() is False
+    assert calls[-1] == "abort"
+    assert "purge" not in calls
+
+
+def test_a_commit_in_doubt_is_asked_about_before_it_is_aborted(calls: list[str]) -> None:
+    """Its answer was lost: it happened, and aborting would have its records read and answered again."""
+    ScriptedProducer.script["commit"] = [fails(KafkaError._TIMED_OUT, retriable=True)]
+    one = open_delivery()
+    one.send([RECORD])
+    with pytest.raises(DependencyUnavailable):
+        one.commit(POSITIONS)
+    assert one.abort() is True
+    assert calls[-3:] == ["offsets", "commit", "commit"]
+
+
+def test_a_commit_is_asked_for_again_without_sending_the_offsets_twice(calls: list[str]) -> None:
+    """Offsets are part of the transaction already."""
+    ScriptedProducer.script["commit"] = [fails(KafkaError._TIMED_OUT, retriable=True)]
+    one = open_delivery()
+    one.send([RECORD])
+    with pytest.raises(DependencyUnavailable):
+        one.commit(POSITIONS)
+    one.commit(POSITIONS)
+    assert calls.count("offsets") == 1
+
+
+def test_a_commit_in_doubt_that_did_not_happen_is_aborted(calls: list[str]) -> None:
+    """The broker says that it must be: then it is."""
+    ScriptedProducer.script["commit"] = [
+        fails(KafkaError._TIMED_OUT, retriable=True),
+        fails(KafkaError.INVALID_TXN_STATE, abort=True),
+    ]
+    one = open_delivery()
+    one.send([RECORD])
+    with pytest.raises(DependencyUnavailable):
+        one.commit(POSITIONS)
+    assert one.abort() is False
+    assert calls[-2:] == ["commit", "abort"]
+
+
+def test_a_call_that_never_comes_back_costs_its_producer(calls: list[str]) -> None:
+    """librdkafka issues 5456 and 5511: its transaction is left to its time-out, and another producer goes on."""
+    never = Event()
+    ScriptedProducer.script["offsets"] = [lambda: cast("None", never.wait(30))]
+    one = open_delivery()
+    one.send([RECORD])
+    with pytest.raises(TransactionAborted, match="no answer"):
+        one.commit(POSITIONS)
+    assert one.abort() is False
+    assert calls[-2:] == ["new", "init"]
+    assert "abort" not in calls
+    one.send([RECORD])
+    one.commit(POSITIONS)
+    assert calls[-4:] == ["begin", "produce", "offsets", "commit"]
+    never.set()
+
+
+@pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
+def test_a_fatal_error_ends_the_process(calls: list[str], name: str) -> None:
+    """Fenced, most often: only a restart helps."""
+    ScriptedProducer.script[name] = [fails(KafkaError._FENCED, fatal=True)]
+    one = open_delivery()
+
+    def write() -> None:
+        one.send([RECORD])
+        one.commit(POSITIONS)
+
+    with pytest.raises(Fenced):
+        write()
