@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,10 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def fuzz(seed: int, first: int, count: int, predictor: Predictor | None = None) -> Found:
+def fuzz(seed: int, first: int, count: int) -> Found:
     """Cases `first` to `first + count`, in batches as the service takes them."""
-    predictor = predictor or _predictor()
+    predictor = _predictor()
     mutator, found = Mutator(seed, LISTING_SCHEMA, ENVELOPE_SCHEMA), Found()
-    before = peak_megabytes()
     for start in range(first, first + count, BATCH):
         cases = [mutator.case(number) for number in range(start, min(start + BATCH, first + count))]
         changes: list[Change] = []
@@ -93,7 +93,7 @@ def fuzz(seed: int, first: int, count: int, predictor: Predictor | None = None) 
             elif decoded is not None:
                 changes.append(decoded)
         _prepare(predictor, changes, found)
-    found.megabytes = peak_megabytes() - before
+    found.megabytes = peak_megabytes() - _loaded_megabytes()
     return found
 
 
@@ -133,14 +133,18 @@ def _count(rejected: Rejected, found: Found) -> None:
         found.failures.append(f"case {rejected.record.offset}: rejected without a reason")
 
 
-_opened: list[Predictor] = []
-
-
+@cache
 def _predictor() -> Predictor:
-    if not _opened:
-        _opened.append(open_predictor())
-        fuzz(0, 0, 2 * BATCH, _opened[0])  # buffers and caches have their size
-    return _opened[0]
+    """One for each process."""
+    predictor = open_predictor()
+    _loaded_megabytes()
+    return predictor
+
+
+@cache
+def _loaded_megabytes() -> float:
+    """The peak when the bundle was loaded and no case was made yet."""
+    return peak_megabytes()
 
 
 def main() -> None:
@@ -171,7 +175,8 @@ def main() -> None:
         "failures": total.failures,
         "slowest_s": round(total.slowest[0], 4),
         "slowest_case": total.slowest[1],
-        "memory_growth_mb": round(total.megabytes, 1),
+        "memory_growth_mb": round(total.megabytes, 1),  # of a worker over all its cases
+        "workers": arguments.workers,
         "seconds": round(time.perf_counter() - began_s, 1),
     }
     if arguments.out:
