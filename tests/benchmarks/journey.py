@@ -39,8 +39,7 @@ from consumer.task_prediction import Label, TaskPrediction
 from model.bundle import Bundle
 from model.listing import listing_from_mapping
 from tests.benchmarks.listings import real_listings
-from tests.infrastructure.prepare import choose_without_changes
-from tests.infrastructure.start import new_kafka, new_redis, new_registry, started
+from tests.benchmarks.surroundings import own_surroundings
 from tests.infrastructure.topics import create_topics
 from tests.journey.publishing import publish
 from tests.journey.running import RunningService, Surroundings, read_topic, wait_until
@@ -213,18 +212,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    choice = choose_without_changes()
-    servers = [new_kafka(choice), new_redis(choice), new_registry(choice)]
-    try:
-        for server in servers:
-            started(server)
-        kafka, redis, registry = servers
-        topics = create_topics(kafka.bootstrap_servers, partitions=4)
-        surroundings = Surroundings(kafka.bootstrap_servers, registry.url, redis.url, "bench:", topics)
+    with own_surroundings("bench:") as surroundings:
         result = measure(surroundings, real_listings(arguments.events), arguments.rounds)
-    finally:
-        for server in servers:
-            server.remove()
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result)
 

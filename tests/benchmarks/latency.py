@@ -34,8 +34,7 @@ from consumer.schemas import LISTING
 from model.listing import listing_from_mapping
 from tests.benchmarks.journey import with_fresh_outputs
 from tests.benchmarks.listings import real_listings
-from tests.infrastructure.prepare import choose_without_changes
-from tests.infrastructure.start import new_kafka, new_redis, new_registry, started
+from tests.benchmarks.surroundings import own_surroundings
 from tests.infrastructure.topics import create_topics
 from tests.journey.running import RunningService, Surroundings, read_topic
 
@@ -220,18 +219,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="for each load")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    choice = choose_without_changes()
-    servers = [new_kafka(choice), new_redis(choice), new_registry(choice)]
-    try:
-        for server in servers:
-            started(server)
-        kafka, redis, registry = servers
-        topics = create_topics(kafka.bootstrap_servers, partitions=4)
-        surroundings = Surroundings(kafka.bootstrap_servers, registry.url, redis.url, "bench:", topics)
+    with own_surroundings("bench:") as surroundings:
         found = {name: measure(surroundings, name, arguments.seconds) for name in ("at_least_once", "exactly_once")}
-    finally:
-        for server in servers:
-            server.remove()
     result = {
         "linger_ms": LINGER_MS,
         "transaction_ms": TRANSACTION_MS,

@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +23,8 @@ from consumer.schema_registry import ParsedSchema
 from consumer.schemas import LISTING
 from tests.benchmarks.journey import answered
 from tests.benchmarks.listings import real_listings
+from tests.benchmarks.surroundings import own_surroundings
 from tests.faults.replicas import Replica
-from tests.infrastructure.prepare import choose_without_changes
-from tests.infrastructure.start import new_kafka, new_redis, new_registry, started
-from tests.infrastructure.topics import create_topics
 from tests.journey.running import Surroundings
 from tests.model.fields import listing_fields
 
@@ -161,9 +159,7 @@ def run(surroundings: Surroundings, total: int, seed: int) -> dict[str, Any]:
         "events_per_s": round(total / seconds),
         "memory_mb": {"min": min(one.memory_mb for one in warm), "max": max(one.memory_mb for one in warm)},
         "complaints": complaints,
-        "samples": [
-            [one.seconds, one.events, one.memory_mb, one.descriptors, one.threads, one.redis_connections] for one in samples
-        ],
+        "samples": [astuple(one) for one in samples],
     }
 
 
@@ -174,18 +170,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    choice = choose_without_changes()
-    servers = [new_kafka(choice), new_redis(choice), new_registry(choice)]
-    try:
-        for server in servers:
-            started(server)
-        kafka, store, registry = servers
-        topics = create_topics(kafka.bootstrap_servers, partitions=PARTITIONS)
-        surroundings = Surroundings(kafka.bootstrap_servers, registry.url, store.url, "soak:", topics)
+    with own_surroundings("soak:", partitions=PARTITIONS) as surroundings:
         result = run(surroundings, arguments.events, arguments.seed)
-    finally:
-        for server in servers:
-            server.remove()
     arguments.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in result.items() if name != "samples"}, indent=2))
     raise SystemExit(1 if result["complaints"] else 0)

@@ -80,10 +80,9 @@ class ContainerRunner:
         return str(container.status)
 
 
-def kafka_container(image: str) -> KafkaServer:
-    """A broker in a container; not started."""
-    host, port = docker_engine.host(), free_port()
-    environment = kafka_settings.environment(
+def _kafka_environment(host: str, port: int) -> dict[str, str]:
+    """Of a broker in a container: where the official image, and ours, have things."""
+    return kafka_settings.environment(
         listen_host="0.0.0.0",
         advertised_host=host,
         port=port,
@@ -92,6 +91,12 @@ def kafka_container(image: str) -> KafkaServer:
         java="java",
         libs=PurePosixPath("/opt/kafka/libs"),
     )
+
+
+def kafka_container(image: str) -> KafkaServer:
+    """A broker in a container; not started."""
+    host, port = docker_engine.host(), free_port()
+    environment = _kafka_environment(host, port)
     # The broker listens on the port it advertises, inside as outside: one listener serves both.
     runner = ContainerRunner(
         image,
@@ -108,15 +113,7 @@ def secure_kafka_container(image: str, folder: Path) -> SecureKafkaServer:
     """A broker that asks for TLS and a password; not started. The authority's certificate goes into `folder`."""
     host, port = docker_engine.host(), free_port()
     certificates = new_certificates(host)
-    plain = kafka_settings.environment(
-        listen_host="0.0.0.0",
-        advertised_host=host,
-        port=port,
-        controller_port=9093,
-        folder=PurePosixPath("/tmp/kafka-test"),
-        java="java",
-        libs=PurePosixPath("/opt/kafka/libs"),
-    )
+    plain = _kafka_environment(host, port)
     environment, script = secured(plain, certificates, host=host, port=port)
     runner = ContainerRunner(
         image, port=port, container_port=port, environment=environment, command=[script], entrypoint=["sh", "-c"]
