@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench bench-latency train images lock clean
+.PHONY: help setup setup-dev demo test test-gpu-contract faults check bench bench-latency train images lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -40,6 +40,9 @@ demo: setup  ## real listings through broker, model, store and back; no Docker, 
 test: setup-dev  ## sets up Docker, broker, store and registry, then runs every test
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m pytest $(ARGS)
+
+test-gpu-contract: setup-dev  ## what our code asks of TensorRT is in the real modules 10.6, 10.15 and 11.2 (2 GB to download once)
+	@TENSORRT_CONTRACT=1 $(PY) -m pytest tests/tensorrt_contract $(ARGS)
 
 check: setup-dev  ## lint, format, types, import rules, known vulnerabilities of what is served
 	@$(VENV)/bin/ruff check .
