@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from consumer import codec
 from consumer.prediction import Prepared
 from consumer.records import Answer, Change, CoverUse, InputRecord, Outcome, OutputRecord, Rejected, State
-from consumer.schema_registry import ParsedSchema
+from consumer.schemas import ParsedSchema
 
 if TYPE_CHECKING:  # it brings ONNX Runtime, which commands without a model do not need
     from consumer.serving import ServedModel

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from consumer.batches import Partition
 from consumer.records import Enriched, InputRecord, OutputRecord, State
-from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.schemas import ParsedSchema, UnknownSchema
 
 
 class Source(Protocol):

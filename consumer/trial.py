@@ -23,7 +23,7 @@ from consumer.covers import cover_pixels
 from consumer.errors import DrainIncomplete
 from consumer.prediction import Predictor
 from consumer.records import InputRecord, Rejected, Stage
-from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.schemas import ParsedSchema, UnknownSchema
 
 log = structlog.get_logger(__name__)
 
