@@ -88,6 +88,7 @@ class Pipeline:
         self._must_rewind = False
         self._patience = Patience(metrics=metrics, health=health)
         self._breaker = CircuitBreaker(settings.delivery.max_reject_share, window=settings.delivery.reject_window)
+        metrics.reject_share_max.set(settings.delivery.max_reject_share)
         self._stop = Event()
         self._deadline_s: float | None = None
 
@@ -103,6 +104,7 @@ class Pipeline:
             decoded = [killers.get(id(record)) or codec.decode(record, schemas) for record in records]
         changes = [one for one in decoded if isinstance(one, Change)]
         batch = self._prepare(changes, [one for one in decoded if isinstance(one, Rejected)])
+        self._metrics.drift.count_listings(changes, batch.covers)
         failpoints.reached("after_prepare")
         return batch
 
@@ -114,6 +116,7 @@ class Pipeline:
         with self._metrics.stage("known"):
             epoch = self._predictor.identity.epoch
             known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
+        self._metrics.count_lookups(hits=len(known), misses=len(contents) - len(known))
         proposed: dict[str, tuple[Outcome, State]] = {}
         unseen: list[Change] = []
         for key, winner in winners.items():
@@ -241,6 +244,7 @@ class Pipeline:
         self._metrics.set_lag(self._source.lag())
         self._oldest_ms = None
         self._breaker.committed()
+        self._metrics.reject_share.set(self._breaker.share)
         self._suspects.committed(positions)
         self._health.progress()
 
@@ -314,6 +318,7 @@ class Pipeline:
             predicted = self._backend_thread.submit(self._predict_prepared, prepared)
             self._in_flight.append(InFlight(part, generations, predicted))
             self._metrics.batch_records.observe(len(part))
+            self._metrics.batch_age_seconds.observe(max(0, _now_ms() - min(one.timestamp_ms for one in part)) / 1000)
         self._metrics.in_flight_batches.set(len(self._in_flight))
 
     def _predict_prepared(self, prepared: "Future[Batch]") -> Batch:

@@ -81,6 +81,8 @@ class Service:
         self.metrics.set_build(version=__version__)
         self.metrics.set_model(name=identity.name, version=identity.version, epoch=identity.epoch, backend=choice.backend.name)
         self.metrics.backend_fallback.set(choice.fallback)
+        self.metrics.set_bundle(bundle.digest)
+        predictor.observe = self.metrics.drift.watch(bundle.manifest)
         self.health.set_condition("model", holds=True, reason=f"{identity} on {choice.backend.name}")
         log.info("model_ready", model=str(identity), epoch=identity.epoch, backend=choice.backend.name, reason=choice.reason)
         return predictor

@@ -56,6 +56,7 @@ class Journey:
         self.stop: StopWhen | None = None
         read = Settings.model_validate(settings)
         predictor = Predictor(bundle, self.backend, cover_bytes_max=1_000_000)
+        predictor.observe = self.metrics.drift.watch(bundle.manifest)
         decode = predictor.decode_cover
         self.fetcher = CoverFetcher(read.covers, decode=decode, metrics=self.metrics) if read.covers.fetch else None
         self.pipeline = Pipeline(
