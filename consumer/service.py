@@ -11,6 +11,7 @@ import structlog
 
 from consumer import __version__
 from consumer.batches import Outputs
+from consumer.client_statistics import ClientStatistics
 from consumer.cover_fetch import CoverFetcher
 from consumer.crash_marks import CrashMarks
 from consumer.delivery import open_delivery
@@ -113,9 +114,13 @@ class Service:
             before_revoked=lambda: pipeline.before_revoked() if pipeline else None,
             after_lost=lambda: pipeline.lost() if pipeline else None,
             on_rebalance=self._rebalanced,
+            statistics=ClientStatistics("consumer", self.metrics).settings(),
         )
         try:
-            delivery = self._await(stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source))
+            told = ClientStatistics("producer", self.metrics).settings()
+            delivery = self._await(
+                stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source, statistics=told)
+            )
             if delivery is None:
                 return
             pipeline = Pipeline(

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator, model_validator
 
 import model
+from consumer import last_words
 from consumer.errors import SettingsError
 
 _PREFIX = "CONSUMER_"
@@ -166,8 +167,11 @@ class HttpSettings(_Section):
 
 
 class LogSettings(_Section):
+    """Logs, and the file that gets the reason why the service ended, where it exists: Kubernetes' termination message."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
+    termination_file: Path = last_words.DEFAULT_FILE
 
 
 class StartupSettings(_Section):

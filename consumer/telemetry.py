@@ -98,6 +98,7 @@ class Metrics:
         self._count_records()
         self._time_batches()
         self._watch_the_world()
+        self._watch_the_clients()
         self._name_what_runs()
         self.drift = Drift()
         self.registry.register(self.drift)
@@ -207,6 +208,40 @@ class Metrics:
             self.dependency_waits.labels(dependency)
         for result in ("committed", "aborted"):
             self.transactions.labels(result)
+
+    def _watch_the_clients(self) -> None:
+        self.client_brokers_up = Gauge(
+            "enricher_client_brokers_up",
+            "Brokers that a Kafka client of this replica is connected to; client: consumer or producer.",
+            ["client"],
+            registry=self.registry,
+        )
+        self.client_rtt_seconds = Gauge(
+            "enricher_client_rtt_seconds",
+            "Seconds from request to response, 99th percentile of the slowest broker over the last ten seconds.",
+            ["client"],
+            registry=self.registry,
+        )
+        self.client_queue_records = Gauge(
+            "enricher_client_queue_records",
+            "Records in a Kafka client's queue: read ahead and not polled yet, or produced and not acknowledged yet.",
+            ["client"],
+            registry=self.registry,
+        )
+        self.client_queue_bytes = Gauge(
+            "enricher_client_queue_bytes",
+            "Bytes of the records in a Kafka client's queue.",
+            ["client"],
+            registry=self.registry,
+        )
+        self.client_errors = Counter(
+            "enricher_client_errors",
+            "Requests of a Kafka client that failed or timed out, transmission errors included.",
+            ["client"],
+            registry=self.registry,
+        )
+        for client in ("consumer", "producer"):
+            self.client_errors.labels(client)
 
     def _name_what_runs(self) -> None:
         self.model_info = Gauge(
