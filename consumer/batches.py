@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from consumer.prediction import Prepared
 from consumer.records import Change, CoverUse, InputRecord, Outcome, Rejected, State
 from consumer.schema_registry import ParsedSchema
+from consumer.traces import BatchTrace
 
 Partition = tuple[str, int]
 
@@ -52,6 +53,7 @@ class InFlight:
     records: list[InputRecord]
     generations: dict[Partition, int | None]
     batch: "Future[Batch]"
+    trace: BatchTrace
 
 
 def split_by_cost(records: Sequence[InputRecord], cost_max: int) -> list[list[InputRecord]]:

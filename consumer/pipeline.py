@@ -37,6 +37,7 @@ from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, R
 from consumer.settings import Settings
 from consumer.suspects import Suspects, no_suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.signature import content_hash
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,7 @@ class Pipeline:
         health: Health,
         fetcher: CoverFetcher | None = None,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -80,6 +82,7 @@ class Pipeline:
         self._metrics = metrics
         self._health = health
         self._suspects = suspects or no_suspects()
+        self._traces = traces or Traces()
         self._in_flight: deque[InFlight] = deque()
         self._positions: dict[Partition, int] = {}  # answered in the open transaction, not committed yet
         self._oldest_ms: int | None = None  # timestamp of the oldest record in it
@@ -199,6 +202,7 @@ class Pipeline:
                 )
                 for answer in answers
             ]
+            records = work.trace.onto(records)  # a dead letter's headers are its original's
             records += [
                 codec.dead_letter(one, topic=out.dead_letter_topic, bytes_max=out.dead_letter_bytes_max) for one in rejected
             ]
@@ -314,9 +318,10 @@ class Pipeline:
     def _start(self, records: Sequence[InputRecord]) -> None:
         for part in split_by_cost(records, self._settings.batch.max_cost):
             generations = {p: self._source.generation(p) for p in {partition_of(record) for record in part}}
-            prepared = self._prepare_thread.submit(self.prepare, part, generations)
-            predicted = self._backend_thread.submit(self._predict_prepared, prepared)
-            self._in_flight.append(InFlight(part, generations, predicted))
+            trace = self._traces.begin(part)
+            prepared = self._prepare_thread.submit(trace.run, self.prepare, part, generations)
+            predicted = self._backend_thread.submit(trace.run, self._predict_prepared, prepared)
+            self._in_flight.append(InFlight(part, generations, predicted, trace))
             self._metrics.batch_records.observe(len(part))
             self._metrics.batch_age_seconds.observe(max(0, _now_ms() - min(one.timestamp_ms for one in part)) / 1000)
         self._metrics.in_flight_batches.set(len(self._in_flight))
@@ -329,8 +334,10 @@ class Pipeline:
 
     def _finish_done(self) -> None:
         while self._in_flight and self._in_flight[0].batch.done():
-            self.finish(self._in_flight[0])
+            work = self._in_flight[0]
+            work.trace.run(self.finish, work)
             self._in_flight.popleft()
+            work.trace.end()
             self._metrics.in_flight_batches.set(len(self._in_flight))
             self._health.progress()
 
@@ -402,6 +409,8 @@ class Pipeline:
             # Where to go on only the group knows. A partition that is not ours any more is asked about when it comes back.
             raise Fenced("the open transaction was committed after all while partitions went away; a restart finds the place")
         self._must_rewind = False
+        for work in self._in_flight:
+            work.trace.end(failure=reason)
         self._in_flight.clear()
         self._positions.clear()
         self._oldest_ms = None

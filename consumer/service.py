@@ -27,6 +27,7 @@ from consumer.schemas import ENRICHED_LISTING
 from consumer.settings import KafkaSettings, Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces, open_traces
 from consumer.trial import Trial
 from model.bundle import Bundle, BundleError
 from model.signing import KeyUnusable
@@ -60,6 +61,7 @@ class Service:
             CircuitOpen, Fenced, DrainIncomplete: see `errors`.
         """
         settings = self._settings
+        traces = open_traces(settings.traces, version=__version__)
         http = serve(settings.http.host, settings.http.port, health=self.health, metrics_registry=self.metrics.registry)
         # One thread owns the backend from its creation to its end: a GPU context belongs to its thread.
         backend_thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
@@ -67,11 +69,12 @@ class Service:
         try:
             bundle = load_bundle(settings)
             predictor = backend_thread.submit(self._open_predictor, bundle).result()
-            self._run(stop, predictor, backend_thread)
+            self._run(stop, predictor, backend_thread, traces)
         finally:
             if predictor is not None:
                 backend_thread.submit(predictor.close).result()
             backend_thread.shutdown()
+            traces.close()
             http.close()
 
     def _open_predictor(self, bundle: Bundle) -> Predictor:
@@ -88,7 +91,7 @@ class Service:
         log.info("model_ready", model=str(identity), epoch=identity.epoch, backend=choice.backend.name, reason=choice.reason)
         return predictor
 
-    def _run(self, stop: Event, predictor: Predictor, backend_thread: ThreadPoolExecutor) -> None:
+    def _run(self, stop: Event, predictor: Predictor, backend_thread: ThreadPoolExecutor, traces: Traces) -> None:
         settings = self._settings
         url, prefix = settings.redis.url.get_secret_value(), settings.redis.key_prefix
         store = PredictionStore(url, key_prefix=prefix, ttl_seconds=settings.redis.ttl_seconds)
@@ -136,6 +139,7 @@ class Service:
                 health=self.health,
                 fetcher=fetcher,
                 suspects=suspects,
+                traces=traces,
             )
             try:
                 pipeline.run(stop)

@@ -174,6 +174,16 @@ class LogSettings(_Section):
     termination_file: Path = last_words.DEFAULT_FILE
 
 
+class TracesSettings(_Section):
+    """Where spans go: `endpoint` takes OTLP over HTTP (`http://collector:4318/v1/traces`); without it there are none.
+
+    `sample_share` of the batches have a span that is sent.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://.+")] | None = None
+    sample_share: float = Field(default=1.0, ge=0, le=1)
+
+
 class StartupSettings(_Section):
     """How long a start waits for what is not there yet; then the process ends with code 3."""
 
@@ -204,6 +214,7 @@ class Settings(_Section):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    traces: TracesSettings = Field(default_factory=TracesSettings)
     startup: StartupSettings = Field(default_factory=StartupSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)

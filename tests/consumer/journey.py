@@ -16,6 +16,7 @@ from consumer.records import OutputRecord
 from consumer.settings import Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.bundle import Bundle
 from tests.examples import ENRICHED_SCHEMA, ENVELOPE_SCHEMA, LISTING_SCHEMA
 from tests.fake_model import FakeBackend
@@ -42,6 +43,7 @@ class Journey:
         partitions: int = 1,
         keep_partition: bool = True,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
         **settings: Any,
     ) -> None:
         self.kafka = FakeKafka(partitions=partitions)
@@ -72,6 +74,7 @@ class Journey:
             health=self.health,
             fetcher=self.fetcher,
             suspects=suspects,
+            traces=traces,
         )
         self.source.before_revoked = self.pipeline.before_revoked
         self.source.after_lost = self.pipeline.lost
