@@ -76,7 +76,7 @@ images:  ## the images of deploy/
 lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
 	@$(LOCK) pyproject.toml -o requirements/service.txt
 	@$(LOCK) pyproject.toml --extra demo -o requirements/demo.txt
-	@$(LOCK) pyproject.toml --extra demo --extra train --group dev -o requirements/dev.txt
+	@$(LOCK) pyproject.toml --extra demo --extra train --extra traces --group dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
 	@$(LOCK) tests/benchmarks/peers/requirements.in -o requirements/peers.txt
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from consumer import dead_letters, predict, settings
+from consumer import dead_letters, last_words, predict, settings
 from consumer.errors import DependencyUnavailable, EnricherError
 from consumer.telemetry import configure_logging
 
@@ -81,12 +81,17 @@ def run(config: Config = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    service = Service(_load(config, command=False))
-    signal.signal(signal.SIGHUP, lambda *_: service.reload())
+    loaded: settings.Settings | None = None
     try:
+        loaded = _load(config, command=False)
+        service = Service(loaded)
+        signal.signal(signal.SIGHUP, lambda *_: service.reload())
         service.run(stop)
-    except EnricherError as error:
-        log.error("stopped", error=type(error).__name__, reason=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        file = loaded.log.termination_file if loaded else last_words.DEFAULT_FILE
+        last_words.leave(f"{type(error).__name__}: {error}", file)
+        if loaded and isinstance(error, EnricherError):
+            log.error("stopped", error=type(error).__name__, reason=str(error), exit_code=error.exit_code)
         raise
 
 

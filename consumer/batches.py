@@ -9,6 +9,7 @@ from consumer import codec
 from consumer.prediction import Prepared
 from consumer.records import Answer, Change, CoverUse, InputRecord, Outcome, OutputRecord, Rejected, State
 from consumer.schemas import ParsedSchema
+from consumer.traces import BatchTrace
 
 if TYPE_CHECKING:  # it brings ONNX Runtime, which commands without a model do not need
     from consumer.serving import ServedModel
@@ -29,7 +30,9 @@ class Outputs:
     dead_letter_topic: str
     dead_letter_bytes_max: int | None = None
 
-    def records(self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, enriched_at_ms: int) -> list[OutputRecord]:
+    def records(
+        self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, enriched_at_ms: int, trace: BatchTrace
+    ) -> list[OutputRecord]:
         """What is to be produced for a batch: an enriched record for each answer, then the dead letters."""
         records = [
             codec.enriched_record(
@@ -41,7 +44,7 @@ class Outputs:
             )
             for answer in answers
         ]
-        return records + [
+        return trace.onto(records) + [  # a dead letter's headers are its original's
             codec.dead_letter(one, topic=self.dead_letter_topic, bytes_max=self.dead_letter_bytes_max) for one in rejected
         ]
 
@@ -75,6 +78,7 @@ class InFlight:
     records: list[InputRecord]
     generations: dict[Partition, int | None]
     batch: "Future[Batch]"
+    trace: BatchTrace
 
 
 def split_by_cost(records: Sequence[InputRecord], cost_max: int) -> list[list[InputRecord]]:

@@ -40,8 +40,9 @@ class ExactlyOnce:
     the offsets, so replicas need no stable names.
     """
 
-    def __init__(self, settings: KafkaSettings, *, source: KafkaSource) -> None:
+    def __init__(self, settings: KafkaSettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None) -> None:
         self._settings = settings
+        self._statistics = statistics or {}
         self._source = source
         self._open = False
         self._committing = False
@@ -142,6 +143,7 @@ class ExactlyOnce:
             {
                 "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
                 **_PRODUCER_DEFAULTS,
+                **self._statistics,
                 **client_settings(self._settings),
                 "transactional.id": f"{self._settings.transactional_id_prefix}-{uuid.uuid4()}",
                 "logger": CLIENT_LOG,
@@ -159,12 +161,13 @@ class ExactlyOnce:
 class AtLeastOnce:
     """Outputs first, then the offsets: nothing is lost, and what lies between the two may be written twice."""
 
-    def __init__(self, settings: KafkaSettings, *, source: KafkaSource) -> None:
+    def __init__(self, settings: KafkaSettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None) -> None:
         self._source = source
         self._failed: list[str] = []
         self._producer = Producer(
             {
                 **_PRODUCER_DEFAULTS,
+                **(statistics or {}),
                 **client_settings(settings),
                 "enable.idempotence": True,
                 "delivery.report.only.error": True,
@@ -206,15 +209,17 @@ class AtLeastOnce:
 Delivery = ExactlyOnce | AtLeastOnce
 
 
-def open_delivery(kafka: KafkaSettings, delivery: DeliverySettings, *, source: KafkaSource) -> Delivery:
-    """The guarantee that the settings ask for.
+def open_delivery(
+    kafka: KafkaSettings, delivery: DeliverySettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None
+) -> Delivery:
+    """The guarantee that the settings ask for; `statistics` as of `KafkaSource`.
 
     Raises:
         DependencyUnavailable: the transaction coordinator did not answer.
     """
     if delivery.guarantee == "exactly_once":
-        return ExactlyOnce(kafka, source=source)
-    return AtLeastOnce(kafka, source=source)
+        return ExactlyOnce(kafka, source=source, statistics=statistics)
+    return AtLeastOnce(kafka, source=source, statistics=statistics)
 
 
 def _ask(name: str, call: Callable[[], Any]) -> None:

@@ -82,6 +82,7 @@ class KafkaSource:
         before_revoked: called before partitions are given up, to commit what was answered.
         after_lost: called when partitions went to another member already.
         on_rebalance: told "assigned", "revoked" or "lost" and how many partitions.
+        statistics: settings by which the client tells of itself (`client_statistics.py`).
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class KafkaSource:
         before_revoked: Callable[[], None],
         after_lost: Callable[[], None],
         on_rebalance: Callable[[str, int], None],
+        statistics: Mapping[str, Any] | None = None,
     ) -> None:
         self._topic = settings.input_topic
         self._before_revoked = before_revoked
@@ -105,6 +107,7 @@ class KafkaSource:
             {
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_committed",
+                **(statistics or {}),
                 **({} if settings.group_protocol == "consumer" else {"partition.assignment.strategy": "cooperative-sticky"}),
                 **client_settings(settings),
                 "group.id": settings.group_id,

@@ -38,6 +38,7 @@ from consumer.serving import ServedModel
 from consumer.settings import Settings
 from consumer.suspects import Suspects, no_suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.signature import content_hash
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,7 @@ class Pipeline:
         health: Health,
         fetcher: CoverFetcher | None = None,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -79,6 +81,7 @@ class Pipeline:
         self._metrics = metrics
         self._health = health
         self._suspects = suspects or no_suspects()
+        self._traces = traces or Traces()
         self._in_flight: deque[InFlight] = deque()
         self._positions: dict[Partition, int] = {}  # answered in the open transaction, not committed yet
         self._oldest_ms: int | None = None  # timestamp of the oldest record in it
@@ -87,6 +90,7 @@ class Pipeline:
         self._must_rewind = False
         self._patience = Patience(metrics=metrics, health=health)
         self._breaker = CircuitBreaker(settings.delivery.max_reject_share, window=settings.delivery.reject_window)
+        metrics.reject_share_max.set(settings.delivery.max_reject_share)
         self._stop = Event()
         self._deadline_s: float | None = None
 
@@ -102,6 +106,7 @@ class Pipeline:
             decoded = [killers.get(id(record)) or codec.decode(record, schemas) for record in records]
         changes = [one for one in decoded if isinstance(one, Change)]
         batch = self._prepare(changes, [one for one in decoded if isinstance(one, Rejected)], model)
+        self._metrics.drift.count_listings(changes, batch.covers)
         failpoints.reached("after_prepare")
         return batch
 
@@ -114,6 +119,7 @@ class Pipeline:
         with self._metrics.stage("known"):
             epoch = model.identity.epoch
             known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
+        self._metrics.count_lookups(hits=len(known), misses=len(contents) - len(known))
         proposed: dict[str, tuple[Outcome, State]] = {}
         unseen: list[Change] = []
         for key, winner in winners.items():
@@ -184,7 +190,7 @@ class Pipeline:
         answers = assemble.answers(changes, proposed=proposed, stored=stored)
 
         with self._metrics.stage("produce"):  # guarantee 1: one output for each input offset
-            records = self._outputs.records(answers, rejected, enriched_at_ms=_now_ms())
+            records = self._outputs.records(answers, rejected, enriched_at_ms=_now_ms(), trace=work.trace)
             if not self._positions:
                 self._open_since_s = time.monotonic()
             self._delivery.send(records)
@@ -227,6 +233,7 @@ class Pipeline:
         self._metrics.set_lag(self._source.lag())
         self._oldest_ms = None
         self._breaker.committed()
+        self._metrics.reject_share.set(self._breaker.share)
         self._suspects.committed(positions)
         self._health.progress()
 
@@ -297,10 +304,12 @@ class Pipeline:
     def _start(self, records: Sequence[InputRecord], model: ServedModel) -> None:
         for part in split_by_cost(records, self._settings.batch.max_cost):
             generations = {p: self._source.generation(p) for p in {partition_of(record) for record in part}}
-            prepared = self._prepare_thread.submit(self.prepare, part, generations, model)
-            predicted = model.thread.submit(self._predict_prepared, prepared)
-            self._in_flight.append(InFlight(part, generations, predicted))
+            trace = self._traces.begin(part)
+            prepared = self._prepare_thread.submit(trace.run, self.prepare, part, generations, model)
+            predicted = model.thread.submit(trace.run, self._predict_prepared, prepared)
+            self._in_flight.append(InFlight(part, generations, predicted, trace))
             self._metrics.batch_records.observe(len(part))
+            self._metrics.batch_age_seconds.observe(max(0, _now_ms() - min(one.timestamp_ms for one in part)) / 1000)
         self._metrics.in_flight_batches.set(len(self._in_flight))
 
     def _predict_prepared(self, prepared: "Future[Batch]") -> Batch:
@@ -311,8 +320,10 @@ class Pipeline:
 
     def _finish_done(self) -> None:
         while self._in_flight and self._in_flight[0].batch.done():
-            self.finish(self._in_flight[0])
+            work = self._in_flight[0]
+            work.trace.run(self.finish, work)
             self._in_flight.popleft()
+            work.trace.end()
             self._metrics.in_flight_batches.set(len(self._in_flight))
             self._health.progress()
 
@@ -384,6 +395,8 @@ class Pipeline:
             # Where to go on only the group knows. A partition that is not ours any more is asked about when it comes back.
             raise Fenced("the open transaction was committed after all while partitions went away; a restart finds the place")
         self._must_rewind = False
+        for work in self._in_flight:
+            work.trace.end(failure=reason)
         self._in_flight.clear()
         self._positions.clear()
         self._oldest_ms = None

@@ -10,6 +10,7 @@ import structlog
 
 from consumer import __version__
 from consumer.batches import Outputs
+from consumer.client_statistics import ClientStatistics
 from consumer.cover_fetch import CoverFetcher
 from consumer.crash_marks import CrashMarks
 from consumer.delivery import open_delivery
@@ -26,6 +27,7 @@ from consumer.serving import ServedModel, Wanted, load_bundle, open_model, open_
 from consumer.settings import KafkaSettings, Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces, open_traces
 from consumer.trial import Trial
 
 log = structlog.get_logger(__name__)
@@ -63,6 +65,7 @@ class Service:
             CircuitOpen, Fenced, DrainIncomplete: see `errors`.
         """
         settings = self._settings
+        traces = open_traces(settings.traces, version=__version__)
         http = serve(settings.http.host, settings.http.port, health=self.health, metrics_registry=self.metrics.registry)
         try:
             self.metrics.set_build(version=__version__)
@@ -88,20 +91,23 @@ class Service:
                 metrics=self.metrics,
                 same_covers=settings.covers.fetch,
             ) as self._swap:
-                self._run(stop, model, self._swap, trial)
+                self._run(stop, model, self._swap, trial, traces)
         finally:
+            traces.close()
             http.close()
 
     def _serves(self, model: ServedModel) -> None:
         identity, backend = model.identity, model.choice.backend.name
         self.metrics.set_model(name=identity.name, version=identity.version, epoch=identity.epoch, backend=backend)
+        self.metrics.set_bundle(model.bundle.digest)
         self.metrics.backend_fallback.set(model.choice.fallback)
+        model.predictor.observe = self.metrics.drift.watch(model.bundle.manifest)
         self.health.set_condition("model", holds=True, reason=f"{identity} on {backend}")
 
     def _opens(self, model: ServedModel) -> Callable[[], Predictor]:
         return partial(open_predictor, self._settings, Wanted(model.bundle.path))
 
-    def _run(self, stop: Event, first: ServedModel, swap: ModelSwap, trial: Trial) -> None:
+    def _run(self, stop: Event, first: ServedModel, swap: ModelSwap, trial: Trial, traces: Traces) -> None:
         settings = self._settings
         url, prefix = settings.redis.url.get_secret_value(), settings.redis.key_prefix
         store = PredictionStore(url, key_prefix=prefix, ttl_seconds=settings.redis.ttl_seconds)
@@ -127,9 +133,13 @@ class Service:
             before_revoked=lambda: pipeline.before_revoked() if pipeline else None,
             after_lost=lambda: pipeline.lost() if pipeline else None,
             on_rebalance=self._rebalanced,
+            statistics=ClientStatistics("consumer", self.metrics).settings(),
         )
         try:
-            delivery = self._await(stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source))
+            told = ClientStatistics("producer", self.metrics).settings()
+            delivery = self._await(
+                stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source, statistics=told)
+            )
             if delivery is None:
                 return
             pipeline = Pipeline(
@@ -144,6 +154,7 @@ class Service:
                 health=self.health,
                 fetcher=fetcher,
                 suspects=suspects,
+                traces=traces,
             )
             try:
                 pipeline.run(stop)

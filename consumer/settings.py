@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator, model_validator
 
 import model
+from consumer import last_words
 from consumer.errors import SettingsError
 
 _PREFIX = "CONSUMER_"
@@ -170,8 +171,21 @@ class HttpSettings(_Section):
 
 
 class LogSettings(_Section):
+    """Logs, and the file that gets the reason why the service ended, where it exists: Kubernetes' termination message."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
+    termination_file: Path = last_words.DEFAULT_FILE
+
+
+class TracesSettings(_Section):
+    """Where spans go: `endpoint` takes OTLP over HTTP (`http://collector:4318/v1/traces`); without it there are none.
+
+    `sample_share` of the batches have a span that is sent.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://.+")] | None = None
+    sample_share: float = Field(default=1.0, ge=0, le=1)
 
 
 class StartupSettings(_Section):
@@ -204,6 +218,7 @@ class Settings(_Section):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    traces: TracesSettings = Field(default_factory=TracesSettings)
     startup: StartupSettings = Field(default_factory=StartupSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)

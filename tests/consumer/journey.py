@@ -18,6 +18,7 @@ from consumer.serving import ServedModel
 from consumer.settings import Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.bundle import Bundle
 from tests.examples import ENRICHED_SCHEMA, ENVELOPE_SCHEMA, LISTING_SCHEMA
 from tests.fake_model import FakeBackend
@@ -50,6 +51,7 @@ class Journey:
         partitions: int = 1,
         keep_partition: bool = True,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
         **settings: Any,
     ) -> None:
         self.kafka = FakeKafka(partitions=partitions)
@@ -63,6 +65,7 @@ class Journey:
         self.stop: StopWhen | None = None
         read = Settings.model_validate(settings)
         self.model = self._first = a_served_model(bundle, self.backend)
+        self.model.predictor.observe = self.metrics.drift.watch(bundle.manifest)
         self.model_for_next: Callable[[], ServedModel] = lambda: self.model
         decode = self.model.predictor.decode_cover
         self.fetcher = CoverFetcher(read.covers, decode=decode, metrics=self.metrics) if read.covers.fetch else None
@@ -78,6 +81,7 @@ class Journey:
             health=self.health,
             fetcher=self.fetcher,
             suspects=suspects,
+            traces=traces,
         )
         self.source.before_revoked = self.pipeline.before_revoked
         self.source.after_lost = self.pipeline.lost

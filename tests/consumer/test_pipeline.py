@@ -332,4 +332,4 @@ def test_each_record_is_counted_by_its_outcome(journey: MakeJourney) -> None:
         for outcome in ("predicted", "reused", "superseded", "deleted", "dead_letter")
     }
     assert counts == {"predicted": 1, "reused": 1, "superseded": 1, "deleted": 1, "dead_letter": 1}
-    assert one.metric("enricher_dead_letters_total", stage="decode") == 1
+    assert one.metric("enricher_dead_letters_total", stage="decode", reason="framing") == 1

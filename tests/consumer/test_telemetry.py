@@ -10,7 +10,11 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 
-from consumer.telemetry import Metrics, configure_logging
+from consumer import codec
+from consumer.records import InputRecord, Rejected, Stage
+from consumer.schema_registry import UnknownSchema
+from consumer.telemetry import Metrics, configure_logging, reason_class
+from tests.examples import ENVELOPE_SCHEMA, LISTING_SCHEMA, a_change_event, a_debezium_event, a_used_hardback, an_input_record
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +116,43 @@ def test_every_metric_of_the_service_is_there_from_the_start() -> None:
         assert meaning.endswith(".")
     assert 'enricher_records_total{outcome="dead_letter"} 0.0' in text
     assert 'enricher_dependency_waits_total{dependency="redis"} 0.0' in text
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (an_input_record(b"{}"), "framing"),
+        (an_input_record(b"\0\0\0\0\x09" + b"x"), "unknown_schema"),
+        (an_input_record(b"\0\0\0\0\x01" + b"\xff"), "avro"),
+        (an_input_record(None, key=None), "deletion"),
+        (an_input_record(None, headers=(("version", b"x"),)), "deletion"),
+        (an_input_record(b"", key=b"\xff"), "key"),
+        (a_change_event(a_used_hardback(), key=b"another"), "key"),
+        (a_debezium_event("x"), "debezium"),
+        (a_change_event(a_used_hardback("i" * 600)), "field"),
+    ],
+)
+def test_a_dead_letters_reason_is_one_word(record: InputRecord, reason: str) -> None:
+    """Whatever a reason says, its label is one of a fixed few."""
+    schemas = {1: LISTING_SCHEMA, 2: ENVELOPE_SCHEMA, 9: UnknownSchema(9, "the registry has no schema 9")}
+    rejected = codec.decode(record, schemas)
+    assert isinstance(rejected, Rejected)
+    assert reason_class(rejected) == reason
+
+
+def test_reasons_of_covers_and_of_the_model_have_their_words() -> None:
+    """Covers, features and inference have words of their own; a sentence that nobody foresaw is `other`."""
+    record = an_input_record(b"")
+    assert [
+        reason_class(Rejected(record, stage, reason))
+        for stage, reason in (
+            (Stage.COVER, "cover: at most 10 bytes (covers.max_bytes), found 11"),
+            (Stage.COVER, "cover: not an image"),
+            (Stage.INFERENCE, "the model's output is not finite"),
+            (Stage.TRIAL, "it ends the process that takes it: signal 11"),
+            (Stage.FEATURES, "ValueError: what nobody foresaw"),
+        )
+    ] == ["too_large", "cover", "not_finite", "ends_the_process", "other"]
 
 
 def test_a_stage_is_timed_also_when_it_fails() -> None:
