@@ -169,15 +169,50 @@ def test_a_call_that_never_comes_back_costs_its_producer(calls: list[str]) -> No
     never.set()
 
 
-@pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
-def test_a_fatal_error_ends_the_process(calls: list[str], name: str) -> None:
-    """Fenced, most often: only a restart helps."""
+def write(delivery: ExactlyOnce) -> None:
+    delivery.send([RECORD])
+    delivery.commit(POSITIONS)
+
+
+@pytest.mark.parametrize("name", ["begin", "produce", "offsets"])
+def test_a_transaction_that_timed_out_costs_its_producer(calls: list[str], name: str) -> None:
+    """Its id is its alone, so a fence means that the broker aborted it, while it was away: another producer goes on."""
     ScriptedProducer.script[name] = [fails(KafkaError._FENCED, fatal=True)]
     one = open_delivery()
+    with pytest.raises(TransactionAborted, match="FENCED"):
+        write(one)
+    assert one.abort() is False
+    assert calls[-2:] == ["new", "init"]
+    assert "abort" not in calls
+    write(one)
+    assert calls[-4:] == ["begin", "produce", "offsets", "commit"]
 
-    def write() -> None:
-        one.send([RECORD])
-        one.commit(POSITIONS)
 
+def test_a_transaction_that_timed_out_before_its_abort_costs_its_producer(calls: list[str]) -> None:
+    """The abort says so: it has happened, and another producer goes on."""
+    ScriptedProducer.script["abort"] = [fails(KafkaError._FENCED, fatal=True)]
+    one = open_delivery()
+    one.send([RECORD])
+    assert one.abort() is False
+    assert calls[-3:] == ["abort", "new", "init"]
+
+
+def test_a_commit_in_doubt_that_is_fenced_ends_the_process(calls: list[str]) -> None:
+    """Whether it happened only the group knows: a restart asks it."""
+    ScriptedProducer.script["commit"] = [
+        fails(KafkaError._TIMED_OUT, retriable=True),
+        fails(KafkaError._FENCED, fatal=True),
+    ]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
     with pytest.raises(Fenced):
-        write()
+        one.abort()
+
+
+@pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
+def test_another_fatal_error_ends_the_process(calls: list[str], name: str) -> None:
+    """A right that is missing, say: another producer would not have it either."""
+    ScriptedProducer.script[name] = [fails(KafkaError.CLUSTER_AUTHORIZATION_FAILED, fatal=True)]
+    with pytest.raises(Fenced):
+        write(open_delivery())
