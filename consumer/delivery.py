@@ -209,15 +209,17 @@ class AtLeastOnce:
         self._source.commit(positions)
 
     def abort(self) -> bool:
-        """Forgets what was not sent yet; what was sent stays. Always False."""
-        self._producer.purge()
+        """Forgets what was not sent yet; what was sent stays, or fails a later commit, which rewinds once more. Always False."""
+        # Not what is in flight: its sequence numbers are used up, and a gap in them may break this producer for good.
+        self._producer.purge(in_flight=False)
         self._producer.flush(0)
         self._failed.clear()
         return False
 
     def close(self) -> None:
         """Sends nothing more."""
-        self.abort()
+        self._producer.purge()
+        self._producer.flush(0)
 
 
 Delivery = ExactlyOnce | AtLeastOnce
