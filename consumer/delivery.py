@@ -37,7 +37,8 @@ class ExactlyOnce:
     """Outputs and consumer offsets in one transaction: readers of committed data see both or neither (KIP-98, KIP-447).
 
     `transactional.id` is new with each producer. What fences a replaced process is the group's generation, which travels with
-    the offsets, so replicas need no stable names.
+    the offsets, so replicas need no stable names. A producer that is fenced nevertheless had a transaction open for longer than
+    its time-out, while the broker was away: it is replaced by another, as is one that a call is stuck in.
     """
 
     def __init__(self, settings: KafkaSettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None) -> None:
@@ -46,7 +47,7 @@ class ExactlyOnce:
         self._source = source
         self._open = False
         self._committing = False
-        self._hung = False
+        self._unusable = False
         self._producer = self._new_producer()
 
     def send(self, outputs: Iterable[OutputRecord]) -> None:
@@ -56,7 +57,7 @@ class ExactlyOnce:
             TransactionAborted: not all could be queued; call `abort` and rewind, a second `send` would double the first part.
         """
         self._begin()
-        _ask("produce", lambda: _produce(self._producer, outputs))
+        self._ask_or_replace("produce", lambda: _produce(self._producer, outputs))
 
     def commit(self, positions: Mapping[Partition, int]) -> None:
         """Ends the transaction together with the group's offsets. Call it again, unchanged, after DependencyUnavailable.
@@ -64,12 +65,12 @@ class ExactlyOnce:
         Raises:
             TransactionAborted: it cannot be committed; call `abort` and rewind.
             DependencyUnavailable: no answer yet; the transaction is still open.
-            Fenced: another process took over.
+            Fenced: it timed out while a commit was in doubt, or the client cannot go on.
         """
         if not self._committing:
             self._begin()
             offsets, metadata = topic_partitions(positions), self._source.group_metadata()
-            _ask("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
+            self._ask_or_replace("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
             self._committing = True
             failpoints.reached("after_offsets")
         try:
@@ -94,18 +95,21 @@ class ExactlyOnce:
                 return True
             except TransactionAborted as error:
                 log.warning("commit_failed", reason=str(error))
-        if self._hung:  # a call is stuck in this producer: leave it to its time-out, and go on with another
+        if self._open and not self._unusable:
+            try:
+                # No purge before it: records taken back in flight leave a gap in the sequence, which breaks the next transaction.
+                self._ask_or_replace("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+            except TransactionAborted as error:
+                log.warning("aborted_by_the_broker", reason=str(error))
+        if self._unusable:  # what it had open is never committed: the broker dropped it, or will when it times out
             self._producer = self._new_producer()
-            self._hung = False
-        elif self._open:
-            # No purge before it: records taken back in flight leave a gap in the sequence, which breaks the next transaction.
-            _ask("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+            self._unusable = False
         self._open = self._committing = False
         return False
 
     def close(self) -> None:
         """Aborts what is open; never raises, since the broker drops it in any case when it times out."""
-        if self._hung:
+        if self._unusable:
             return
         try:
             self.abort()
@@ -133,7 +137,7 @@ class ExactlyOnce:
 
         Thread(target=call, name="send-offsets", daemon=True).start()
         if not ended.wait(CALL_TIMEOUT_S + OVERTIME_S):
-            self._hung = True
+            self._unusable = True
             raise TransactionAborted("send_offsets_to_transaction: no answer, and the client ignores its time-out")
         if failed:
             raise failed[0]
@@ -154,8 +158,21 @@ class ExactlyOnce:
 
     def _begin(self) -> None:
         if not self._open:
-            _ask("begin_transaction", self._producer.begin_transaction)
+            self._ask_or_replace("begin_transaction", self._producer.begin_transaction)
             self._open = True
+
+    def _ask_or_replace(self, name: str, call: Callable[[], Any]) -> None:
+        """Asks what is not the commit itself: where the answer is "fenced", nothing was committed.
+
+        Raises: TransactionAborted, too, when this producer was fenced; `abort` replaces it.
+        """
+        try:
+            _ask(name, call)
+        except Fenced as error:
+            if not (isinstance(error.__cause__, KafkaException) and kafka_error(error.__cause__).code() == KafkaError._FENCED):
+                raise
+            self._unusable = True
+            raise TransactionAborted(str(error)) from error
 
 
 class AtLeastOnce:
@@ -195,15 +212,17 @@ class AtLeastOnce:
         self._source.commit(positions)
 
     def abort(self) -> bool:
-        """Forgets what was not sent yet; what was sent stays. Always False."""
-        self._producer.purge()
+        """Forgets what was not sent yet; what was sent stays, or fails a later commit, which rewinds once more. Always False."""
+        # Not what is in flight: its sequence numbers are used up, and a gap in them may break this producer for good.
+        self._producer.purge(in_flight=False)
         self._producer.flush(0)
         self._failed.clear()
         return False
 
     def close(self) -> None:
         """Sends nothing more."""
-        self.abort()
+        self._producer.purge()
+        self._producer.flush(0)
 
 
 Delivery = ExactlyOnce | AtLeastOnce

@@ -10,6 +10,7 @@ from tests.infrastructure.kafka_secure import SecureKafkaServer, new_certificate
 from tests.infrastructure.servers import KafkaServer, RedisServer, RegistryServer, ServerError, free_port
 
 STOP_SECONDS_MAX = 30
+_KAFKA_FOLDER = PurePosixPath("/tmp/kafka-test")
 
 
 class ContainerRunner:
@@ -27,8 +28,11 @@ class ContainerRunner:
         environment: dict[str, str],
         command: list[str] | None = None,
         entrypoint: list[str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._container = DockerContainer(image, env=environment)
+        if folder is not None:  # a place of this machine for its data
+            self._container.with_volume_mapping(str(folder), str(_KAFKA_FOLDER), "rw")
         self._container.with_kwargs(labels=docker_engine.owner_label(), entrypoint=entrypoint)
         if command is not None:
             self._container.with_command(command)
@@ -87,14 +91,14 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
         advertised_host=host,
         port=port,
         controller_port=9093,
-        folder=PurePosixPath("/tmp/kafka-test"),
+        folder=_KAFKA_FOLDER,
         java="java",
         libs=PurePosixPath("/opt/kafka/libs"),
     )
 
 
-def kafka_container(image: str) -> KafkaServer:
-    """A broker in a container; not started."""
+def kafka_container(image: str, *, folder: Path | None = None) -> KafkaServer:
+    """A broker in a container, its data in `folder` if given; not started."""
     host, port = docker_engine.host(), free_port()
     environment = _kafka_environment(host, port)
     # The broker listens on the port it advertises, inside as outside: one listener serves both.
@@ -105,6 +109,7 @@ def kafka_container(image: str) -> KafkaServer:
         environment=environment,
         command=[kafka_settings.START_SCRIPT],
         entrypoint=["sh", "-c"],  # the official image's own entrypoint would run its own start script
+        folder=folder,
     )
     return KafkaServer(runner, name="Kafka", host=host, port=port)
 

@@ -90,9 +90,9 @@ class ProcessRunner:
             notes.remove(self._name)
 
 
-def kafka_process(java: str) -> KafkaServer:
-    """A broker as `java -cp …`; not started."""
-    port, folder = free_port(), _data_folder("kafka")
+def kafka_process(java: str, *, folder: Path | None = None) -> KafkaServer:
+    """A broker as `java -cp …`, its data in `folder` if given; not started."""
+    port, folder = free_port(), folder or _data_folder("kafka")
     environment = kafka_settings.environment(
         listen_host="127.0.0.1",
         advertised_host="127.0.0.1",
