@@ -3,6 +3,7 @@
 What a failed call means stands in one place, `_ask`: fatal, to be aborted, or worth asking again.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from threading import Event, Thread
@@ -21,6 +22,7 @@ from consumer.settings import DeliverySettings, KafkaSettings
 log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_S = 10.0
+DOUBT_S_MAX = 30.0  # how long a commit without an answer is asked about before the group is
 OVERTIME_S = 2.0  # how much later than its time-out a call may come back
 # Shorter than the usual minute: an open transaction of a killed process hides what follows it from readers until it times out.
 TRANSACTION_TIMEOUT_MS = 20_000
@@ -38,7 +40,8 @@ class ExactlyOnce:
 
     `transactional.id` is new with each producer. What fences a replaced process is the group's generation, which travels with
     the offsets, so replicas need no stable names. A producer that is fenced nevertheless had a transaction open for longer than
-    its time-out, while the broker was away: it is replaced by another, as is one that a call is stuck in.
+    its time-out, while the broker was away: it is replaced by another, as is one that a call is stuck in, or that does not find
+    its coordinator again. Whether a commit in doubt happened the group knows then: offsets of an open transaction it keeps back.
     """
 
     def __init__(self, settings: KafkaSettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None) -> None:
@@ -48,6 +51,7 @@ class ExactlyOnce:
         self._open = False
         self._committing = False
         self._unusable = False
+        self._doubtful_since_s = 0.0
         self._producer = self._new_producer()
 
     def send(self, outputs: Iterable[OutputRecord]) -> None:
@@ -65,47 +69,53 @@ class ExactlyOnce:
         Raises:
             TransactionAborted: it cannot be committed; call `abort` and rewind.
             DependencyUnavailable: no answer yet; the transaction is still open.
-            Fenced: it timed out while a commit was in doubt, or the client cannot go on.
+            Fenced: the client cannot go on.
         """
         if not self._committing:
             self._begin()
             offsets, metadata = topic_partitions(positions), self._source.group_metadata()
             self._ask_or_replace("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
-            self._committing = True
+            self._committing, self._doubtful_since_s = True, time.monotonic()
             failpoints.reached("after_offsets")
         try:
-            _ask("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+            self._ask_or_replace("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
         except TransactionAborted:
-            self._committing = False
+            self._committing = self._unusable  # a producer that is fenced does not say why
             raise
+        except DependencyUnavailable as error:
+            if time.monotonic() < self._doubtful_since_s + DOUBT_S_MAX:
+                raise
+            self._unusable = True
+            raise TransactionAborted(f"no answer for {DOUBT_S_MAX:g} s: {error.reason}") from error
         self._open = self._committing = False
 
     def abort(self) -> bool:
         """Drops the open transaction, if any. A commit that had no answer yet is asked about first: it may have happened.
 
         Returns:
-            Whether it was committed after all.
+            Whether it was committed after all, or may have been: the group knows where to go on.
 
         Raises:
             DependencyUnavailable: no answer yet; call it again.
         """
-        if self._committing:
+        if self._committing and not self._unusable:
             try:
                 self.commit({})
                 return True
             except TransactionAborted as error:
                 log.warning("commit_failed", reason=str(error))
+        in_doubt = self._committing
         if self._open and not self._unusable:
             try:
                 # No purge before it: records taken back in flight leave a gap in the sequence, which breaks the next transaction.
                 self._ask_or_replace("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
             except TransactionAborted as error:
                 log.warning("aborted_by_the_broker", reason=str(error))
-        if self._unusable:  # what it had open is never committed: the broker dropped it, or will when it times out
+        if self._unusable:  # unless it was committed, the broker dropped what it had open, or will when it times out
             self._producer = self._new_producer()
             self._unusable = False
         self._open = self._committing = False
-        return False
+        return in_doubt
 
     def close(self) -> None:
         """Aborts what is open; never raises, since the broker drops it in any case when it times out."""
@@ -162,10 +172,7 @@ class ExactlyOnce:
             self._open = True
 
     def _ask_or_replace(self, name: str, call: Callable[[], Any]) -> None:
-        """Asks what is not the commit itself: where the answer is "fenced", nothing was committed.
-
-        Raises: TransactionAborted, too, when this producer was fenced; `abort` replaces it.
-        """
+        """Raises: as `_ask`, and TransactionAborted where this producer was fenced; `abort` replaces it."""
         try:
             _ask(name, call)
         except Fenced as error:

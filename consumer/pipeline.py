@@ -30,7 +30,7 @@ from consumer.breaker import CircuitBreaker
 from consumer.cover_fetch import CoverFetcher
 from consumer.covers import covers_used, urls_to_fetch
 from consumer.edges import Delivery, Schemas, Source, Store
-from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, Fenced, TransactionAborted
+from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, TransactionAborted
 from consumer.health import Health
 from consumer.patience import Patience
 from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
@@ -390,10 +390,8 @@ class Pipeline:
     def _rewind(self, reason: str) -> None:
         log.warning("transaction_aborted", reason=reason)
         self._metrics.transactions.labels("aborted").inc()
-        committed = self._patience.ask(self._delivery.abort, between=self._beat)
-        if committed and any(self._source.generation(partition) is not None for partition in self._positions):
-            # Where to go on only the group knows. A partition that is not ours any more is asked about when it comes back.
-            raise Fenced("the open transaction was committed after all while partitions went away; a restart finds the place")
+        if self._patience.ask(self._delivery.abort, between=self._beat):  # committed after all, or nobody knows but the group
+            self._patience.ask(self._source.recall, between=self._beat)
         self._must_rewind = False
         for work in self._in_flight:
             work.trace.end(failure=reason)

@@ -208,8 +208,8 @@ def test_a_transaction_that_timed_out_before_its_abort_costs_its_producer(calls:
     assert calls[-3:] == ["abort", "new", "init"]
 
 
-def test_a_commit_in_doubt_that_is_fenced_ends_the_process(calls: list[str]) -> None:
-    """Whether it happened only the group knows: a restart asks it."""
+def test_a_commit_in_doubt_that_is_fenced_is_a_question_to_the_group(calls: list[str]) -> None:
+    """Whether it happened this producer cannot say any more: another takes its place."""
     ScriptedProducer.script["commit"] = [
         fails(KafkaError._TIMED_OUT, retriable=True),
         fails(KafkaError._FENCED, fatal=True),
@@ -217,8 +217,29 @@ def test_a_commit_in_doubt_that_is_fenced_ends_the_process(calls: list[str]) -> 
     one = open_delivery()
     with pytest.raises(DependencyUnavailable):
         write(one)
-    with pytest.raises(Fenced):
+    assert one.abort() is True
+    assert calls[-3:] == ["commit", "new", "init"]
+    write(one)
+    assert calls[-1] == "commit"
+
+
+def test_a_commit_in_doubt_for_too_long_is_a_question_to_the_group(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may not find its coordinator again, and say "retry" for ever; the group has another one, and keeps its answer
+    back while the transaction is open."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script["commit"] = [away, away, away]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+    with pytest.raises(DependencyUnavailable):
         one.abort()
+    monkeypatch.setattr(delivery, "DOUBT_S_MAX", 0.0)
+    ScriptedProducer.script["init"] = [fails(KafkaError._TIMED_OUT, retriable=True)]
+    with pytest.raises(DependencyUnavailable):
+        one.abort()
+    assert one.abort() is True
+    assert calls[-5:] == ["commit", "new", "init", "new", "init"]
+    assert "abort" not in calls
 
 
 @pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
