@@ -24,7 +24,8 @@ def label_counts(task: TaskSpec, probabilities: NDArray[np.float32]) -> tuple[ND
     if task.kind == "multi":
         given = probabilities >= np.asarray(task.thresholds, dtype=probabilities.dtype)
         return np.count_nonzero(given, axis=0), probabilities.max(axis=1)
-    return np.bincount(probabilities.argmax(axis=1), minlength=len(task.labels)), probabilities.max(axis=1)
+    best = probabilities.argmax(axis=1)
+    return np.bincount(best, minlength=len(task.labels)), probabilities[np.arange(len(best)), best]
 
 
 def shares(counts: NDArray[np.int64] | NDArray[np.float64]) -> tuple[float, ...]:

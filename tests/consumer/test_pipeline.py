@@ -333,3 +333,5 @@ def test_each_record_is_counted_by_its_outcome(journey: MakeJourney) -> None:
     }
     assert counts == {"predicted": 1, "reused": 1, "superseded": 1, "deleted": 1, "dead_letter": 1}
     assert one.metric("enricher_dead_letters_total", stage="decode", reason="framing") == 1
+    assert one.metric("enricher_reject_share") == 1 / 1_000
+    assert one.metric("enricher_reject_share_max") == 0.5

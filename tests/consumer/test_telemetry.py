@@ -14,6 +14,7 @@ from consumer import codec
 from consumer.records import InputRecord, Rejected, Stage
 from consumer.schema_registry import UnknownSchema
 from consumer.telemetry import Metrics, configure_logging, reason_class
+from consumer.traces import Traces
 from tests.examples import ENVELOPE_SCHEMA, LISTING_SCHEMA, a_change_event, a_debezium_event, a_used_hardback, an_input_record
 
 
@@ -59,6 +60,20 @@ def test_libraries_speak_the_same_form(capsys: pytest.CaptureFixture[str]) -> No
     first, second = logged(capsys)
     assert (first["event"], first["level"], first["logger"]) == ("lost 3 messages", "warning", "some.library")
     assert (second["level"], second["logger"]) == ("warning", "py.warnings")
+
+
+def test_every_line_of_a_batch_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Our own events and those of libraries carry the batch's number and offsets while it is worked on, and not afterwards."""
+    configure_logging("info", "json")
+    trace = Traces().begin([an_input_record(b"", partition=2, offset=7)])
+    trace.run(structlog.get_logger("consumer.patience").warning, "waiting_for_dependency")
+    trace.run(logging.getLogger("librdkafka").warning, "broker down")
+    structlog.get_logger("x").warning("later")
+    assert [(event.get("batch"), event.get("partitions")) for event in logged(capsys)] == [
+        (1, "2:7-7"),
+        (1, "2:7-7"),
+        (None, None),
+    ]
 
 
 def test_what_is_below_the_level_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
