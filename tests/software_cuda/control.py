@@ -53,10 +53,12 @@ class SoftCuda:
 
     Attributes:
         library: for the calls of CUDA itself.
+        resets: how often it was reset; what was made before the last one is gone.
     """
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        self.resets = 0
         size, text = ctypes.c_size_t, ctypes.c_char_p
         self._declare("soft_cuda_live", ctypes.c_int, text, size)
         self._declare("soft_cuda_violations", ctypes.c_int, text, size, ctypes.c_int)
@@ -103,6 +105,7 @@ class SoftCuda:
 
     def reset(self) -> None:
         """Waits for all work, then frees and forgets everything."""
+        self.resets += 1
         self.library.soft_cuda_reset()
 
     def start_streams_late(self, *, us: int) -> None:
