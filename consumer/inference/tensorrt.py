@@ -48,9 +48,7 @@ def open_engine(plan: bytes, manifest: Manifest, *, flavour: FlavourName, cuda_g
         TensorRTError, WrongEngine: see `TensorRtBackend`.
     """
     if cuda_graphs and flavour != "tensorrt_rtx":
-        raise UsageError(
-            f"CUDA graphs: pycuda has no calls for them, and {flavour} does not capture by itself as tensorrt_rtx does"
-        )
+        raise UsageError(f"CUDA graphs: pycuda has no calls for them, and only tensorrt_rtx captures by itself, not {flavour}")
     return TensorRtBackend(Device(), plan, manifest, find_flavour(flavour), cuda_graphs=cuda_graphs)
 
 
@@ -93,7 +91,7 @@ class TensorRtBackend:
         self._loaded: Any = None
         try:
             self._load(plan, flavour)
-            self._ports = _checked_ports(self._loaded, flavour.trt, manifest)
+            self._ports = _checked_ports(_tensors_of(self._loaded, flavour.trt), manifest)
             for _ in range(SLOTS):
                 self._slots.append(_Slot(device, self._context(flavour.trt, cuda_graphs=cuda_graphs), self._ports))
                 self._slots[-1].choose_profile()
@@ -289,36 +287,52 @@ def _view(area: Bytes, offset: int, port: _Port, size: int) -> NDArray[Any]:
 # ── what an engine takes and gives ──────────────────────────────────────────────────────────────────────────────
 
 
-def _checked_ports(engine: Any, trt: Any, manifest: Manifest) -> _Ports:
-    """Inputs and outputs as the engine says, held against the manifest. Raises: WrongEngine."""
-    found = {engine.get_tensor_name(index): index for index in range(engine.num_io_tensors)}
-    is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in found}
+def _tensors_of(engine: Any, trt: Any) -> dict[str, "_Tensor"]:
+    """All inputs and outputs by name. Plain values: an engine that an error's frames held would outlive the context."""
+    found: dict[str, _Tensor] = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        batches = tuple(int(shape[0]) for shape in engine.get_tensor_profile_shape(name, 0)) if is_input else ()
+        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        found[name] = _Tensor(is_input, dtype, tuple(map(int, engine.get_tensor_shape(name))), batches)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One tensor as the engine describes it; `batches` are the smallest, the one tuned for and the largest, of an input."""
+
+    is_input: bool
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+def _checked_ports(found: Mapping[str, _Tensor], manifest: Manifest) -> _Ports:
+    """What an engine takes and gives, held against the manifest. Raises: WrongEngine."""
     for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
-        given = {name for name in found if is_input[name] == (kind == "inputs")}
+        given = {name for name, tensor in found.items() if tensor.is_input == (kind == "inputs")}
         if given != (wanted := {spec.name for spec in specs}):
             raise WrongEngine(f"engine: expected the {kind} {_names(wanted)}, found {_names(given)}")
-    inputs, outputs = ([_port(engine, trt, spec) for spec in specs] for specs in (manifest.inputs, manifest.outputs))
-    smallest, tuned, largest = (int(shape[0]) for shape in engine.get_tensor_profile_shape(inputs[0].name, 0))
+    inputs, outputs = (tuple(_port(spec, found[spec.name]) for spec in specs) for specs in (manifest.inputs, manifest.outputs))
     tokens, tokens_max = next(port.shape[0] for port in inputs if port.name == "token_ids"), manifest.features.tokens_max
     if tokens < tokens_max:
         raise WrongEngine(f"engine: expected at least {tokens_max} tokens a row, as the bundle's features have, found {tokens}")
-    powers = {1 << power for power in range(largest.bit_length())}
-    sizes = sorted({smallest, tuned, *(power for power in powers if smallest <= power <= tuned)})
-    return _Ports(tuple(inputs), tuple(outputs), tuple(sizes))
+    smallest, tuned, _ = found[inputs[0].name].batches
+    powers = (1 << power for power in range(tuned.bit_length()))
+    return _Ports(inputs, outputs, tuple(sorted({smallest, tuned, *(power for power in powers if power >= smallest)})))
 
 
-def _port(engine: Any, trt: Any, spec: TensorSpec) -> _Port:
-    dtype, shape = np.dtype(trt.nptype(engine.get_tensor_dtype(spec.name))), tuple(engine.get_tensor_shape(spec.name))
-    fits = len(shape) == len(spec.shape) >= 2 and all(
+def _port(spec: TensorSpec, found: _Tensor) -> _Port:
+    fits = len(found.shape) == len(spec.shape) >= 2 and all(
         size == dimension or (isinstance(dimension, str) and size >= 1)
-        for size, dimension in zip(shape[1:], spec.shape[1:], strict=True)
+        for size, dimension in zip(found.shape[1:], spec.shape[1:], strict=True)
     )
-    if dtype != np.dtype(spec.dtype) or not fits or shape[0] != -1:
-        rows = ", ".join(map(str, spec.shape[1:]))
-        raise WrongEngine(
-            f"engine: {spec.name}: expected {spec.dtype} [-1, {rows}], found {dtype} [{', '.join(map(str, shape))}]"
-        )
-    return _Port(spec.name, dtype, shape[1:])
+    if found.dtype != np.dtype(spec.dtype) or not fits or found.shape[0] != -1:
+        expected = (-1, *spec.shape[1:])
+        raise WrongEngine(f"engine: {spec.name}: expected {spec.dtype} {expected}, found {found.dtype} {found.shape}")
+    return _Port(spec.name, found.dtype, found.shape[1:])
 
 
 def _names(names: set[str]) -> str:

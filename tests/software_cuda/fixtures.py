@@ -42,7 +42,7 @@ def soft_cuda(loaded_soft_cuda: SoftCuda) -> Iterator[SoftCuda]:
     gc.collect()
     found = {"not freed": loaded_soft_cuda.live(), "violations": loaded_soft_cuda.violations()}
     loaded_soft_cuda.reset()
-    assert found == {"not freed": [], "violations": []}
+    assert found == {"not freed": [], "violations": []}, found
 
 
 @pytest.fixture

@@ -325,7 +325,12 @@ class IExecutionContext:
 
 
 def _pass(engine: ICudaEngine, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> Callable[[], None]:
-    """The kernels of one pass: reads the inputs where they are when it runs, as a GPU would."""
+    """The kernels of one pass: reads the inputs where they are when it runs, as a GPU would.
+
+    It holds no part of the engine's memory: one that waits on a lost device never runs, and would keep it for ever.
+    """
+    session, types = engine._session, {name: np.dtype(nptype(engine.get_tensor_dtype(name))) for name in shapes}
+    names = [name for name in shapes if engine.get_tensor_mode(name) is TensorIOMode.OUTPUT]
 
     def compute() -> None:
         current = _state.behaviour
@@ -333,12 +338,11 @@ def _pass(engine: ICudaEngine, shapes: Mapping[str, Shape], addresses: Mapping[s
         if current.kernel_error is not None:
             _cuda().break_device(current.kernel_error)
             return
-        tensors = {name: _on_device(engine, name, shapes[name], addresses[name]) for name in shapes}
+        tensors = {name: _on_device(types[name], shapes[name], addresses[name]) for name in shapes}
         if any(array is None for array in tensors.values()):
             return
-        inputs = {name: array for name, array in tensors.items() if engine.get_tensor_mode(name) is TensorIOMode.INPUT}
-        names = [name for name in tensors if name not in inputs]
-        outputs = dict(zip(names, engine._session.run(names, inputs), strict=True))
+        inputs = {name: array for name, array in tensors.items() if name not in names}
+        outputs = dict(zip(names, session.run(names, inputs), strict=True))
         if current.spoil is not None:
             current.spoil(outputs)
         for name, value in outputs.items():
@@ -348,9 +352,8 @@ def _pass(engine: ICudaEngine, shapes: Mapping[str, Shape], addresses: Mapping[s
     return compute
 
 
-def _on_device(engine: ICudaEngine, name: str, shape: Shape, address: int) -> Any:
+def _on_device(dtype: np.dtype[Any], shape: Shape, address: int) -> Any:
     """The tensor as an array over device memory; None is an illegal access, which lost the device."""
-    dtype = np.dtype(nptype(engine.get_tensor_dtype(name)))
     size = int(np.prod(shape)) * dtype.itemsize
     found = _cuda().view(address, size)
     if found is None:

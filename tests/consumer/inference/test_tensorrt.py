@@ -148,8 +148,8 @@ def test_a_broken_engine_is_refused_with_what_tensorrt_logged(opened: Opener, sh
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"drop": "sales"}, "expected the outputs .*, sales, .*, found"),
-        ({"drop": "cover"}, "expected the inputs cover, .*, found cover_present, "),
+        ({"drop": "sales"}, "expected the outputs .*, topics, zeal, found author, .*, sales, shelves, topics"),
+        ({"drop": "cover"}, "expected the inputs .*, zeal, found cover, "),
         ({"widen": "genre"}, r"genre: expected float32 \(-1, 28\), found float32 \(-1, 27\)"),
         ({"dtype": "cover"}, r"cover: expected int32 \(-1, 1, 64, 64\), found uint8"),
     ],
@@ -174,6 +174,19 @@ def test_an_engine_that_is_too_narrow_for_the_features_is_refused(opened: Opener
         opened(a_plan(shipped, tokens=200))
 
 
+def test_an_engine_of_types_that_numpy_lacks_is_refused_and_freed(
+    opened: Opener, stand_in_tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an error's frames name is let go before the context is."""
+
+    def no_type(trt_type: object) -> type:
+        raise TypeError(f"Could not resolve TensorRT datatype to an equivalent numpy datatype: {trt_type}")
+
+    monkeypatch.setattr(stand_in_tensorrt, "nptype", no_type)
+    with pytest.raises(TensorRTError, match="cannot be made ready: Could not resolve"):
+        opened()
+
+
 def test_a_batch_that_is_wider_than_the_engine_fails(backend: TensorRtBackend, golden: Golden) -> None:
     wide = {name: np.pad(array, ((0, 0), (0, 1))) if name.startswith("token") else array for name, array in golden[0].items()}
     with pytest.raises(InferenceFailed, match="input token_ids: expected at most 320 a row, found 321"):
@@ -194,7 +207,7 @@ OPENING = (
     "cuCtxPushCurrent",
     "cuStreamCreate",
     "cuEventCreate",
-    "cuMemAllocHost",
+    "cuMemHostAlloc",
     "cuMemAlloc",
     "cuStreamSynchronize",
 )
@@ -217,7 +230,7 @@ FREEING = (
 )
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("call", OPENING)
 def test_whatever_fails_while_it_opens_nothing_is_held(soft_cuda: SoftCuda, opened: Opener, call: str, nth: int) -> None:
     opened().close()
@@ -225,12 +238,13 @@ def test_whatever_fails_while_it_opens_nothing_is_held(soft_cuda: SoftCuda, open
     assert before > 0, f"{call} is not called, so this test tests nothing"
     soft_cuda.fail(call, CudaError.UNKNOWN, nth=nth)
     with contextlib.suppress(Unavailable, TensorRTError):
-        opened().close()
-        assert soft_cuda.calls(call) - before < nth or call == "cuStreamSynchronize", "the failure went unseen"
+        backend = opened()
+        assert soft_cuda.calls(call) - before < nth, "the failure went unseen"
+        backend.close()
     assert soft_cuda.live() == []
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("call", RUNNING)
 def test_whatever_fails_in_a_batch_fails_that_batch_alone(
     soft_cuda: SoftCuda, backend: TensorRtBackend, golden: Golden, call: str, nth: int
