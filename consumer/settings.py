@@ -107,12 +107,16 @@ class ModelSettings(_Section):
     """The model bundle, who must have signed it, and what runs it on how many CPU threads.
 
     `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
+    `engine_cache` holds TensorRT engines; None is the folder that `build_engine` takes, too. Where it has none for this bundle
+    and GPU, one is built for up to `engine_build_seconds`; 0 builds none.
     """
 
     bundle: Path = Field(default_factory=_shipped_bundle)
     pointer: Path | None = None
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     allow_fallback: bool = True
+    engine_cache: Path | None = None
+    engine_build_seconds: float = Field(default=900.0, ge=0, le=86_400)
     threads: int = Field(default=1, ge=1, le=256)
     public_key: str | None = None  # Ed25519, PEM: then only a bundle signed with its private key is loaded
 
