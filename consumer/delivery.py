@@ -22,16 +22,22 @@ from consumer.settings import DeliverySettings, KafkaSettings
 log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_S = 10.0
-DOUBT_S_MAX = 30.0  # how long a commit without an answer is asked about before the group is
+SILENCE_S_MAX = 30.0  # how long one producer is asked without an answer before another is
 OVERTIME_S = 2.0  # how much later than its time-out a call may come back
 # Shorter than the usual minute: an open transaction of a killed process hides what follows it from readers until it times out.
 TRANSACTION_TIMEOUT_MS = 20_000
+
+# What a producer is told whose transaction the broker aborted because it timed out. Nobody else has its id.
+_TIMED_OUT_THERE = (KafkaError._FENCED, KafkaError.INVALID_TXN_STATE, KafkaError.INVALID_PRODUCER_ID_MAPPING)
 
 _PRODUCER_DEFAULTS = {
     "compression.type": "lz4",
     "linger.ms": 5,
     "queue.buffering.max.kbytes": 262_144,
     "message.max.bytes": MESSAGE_BYTES_MAX,  # a dead letter is as large as its original
+    # A client without a connection looks for a coordinator without making one (librdkafka 2.16: PIDBROKER, "No brokers
+    # available"); what connects it is its next look at the topics, by default after up to 5 minutes.
+    "topic.metadata.refresh.interval.ms": 10_000,
 }
 
 
@@ -51,7 +57,7 @@ class ExactlyOnce:
         self._open = False
         self._committing = False
         self._unusable = False
-        self._doubtful_since_s = 0.0
+        self._silent_since_s: float | None = None
         self._producer = self._new_producer()
 
     def send(self, outputs: Iterable[OutputRecord]) -> None:
@@ -75,18 +81,13 @@ class ExactlyOnce:
             self._begin()
             offsets, metadata = topic_partitions(positions), self._source.group_metadata()
             self._ask_or_replace("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
-            self._committing, self._doubtful_since_s = True, time.monotonic()
+            self._committing = True
             failpoints.reached("after_offsets")
         try:
             self._ask_or_replace("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
         except TransactionAborted:
-            self._committing = self._unusable  # a producer that is fenced does not say why
+            self._committing = self._unusable  # a producer that is given up does not say whether it happened
             raise
-        except DependencyUnavailable as error:
-            if time.monotonic() < self._doubtful_since_s + DOUBT_S_MAX:
-                raise
-            self._unusable = True
-            raise TransactionAborted(f"no answer for {DOUBT_S_MAX:g} s: {error.reason}") from error
         self._open = self._committing = False
 
     def abort(self) -> bool:
@@ -113,7 +114,7 @@ class ExactlyOnce:
                 log.warning("aborted_by_the_broker", reason=str(error))
         if self._unusable:  # unless it was committed, the broker dropped what it had open, or will when it times out
             self._producer = self._new_producer()
-            self._unusable = False
+            self._unusable, self._silent_since_s = False, None
         self._open = self._committing = False
         return in_doubt
 
@@ -172,14 +173,24 @@ class ExactlyOnce:
             self._open = True
 
     def _ask_or_replace(self, name: str, call: Callable[[], Any]) -> None:
-        """Raises: as `_ask`, and TransactionAborted where this producer was fenced; `abort` replaces it."""
+        """Raises: as `_ask`, and TransactionAborted where this producer is given up; `abort` replaces it."""
         try:
             _ask(name, call)
         except Fenced as error:
-            if not (isinstance(error.__cause__, KafkaException) and kafka_error(error.__cause__).code() == KafkaError._FENCED):
+            if not (isinstance(error.__cause__, KafkaException) and kafka_error(error.__cause__).code() in _TIMED_OUT_THERE):
                 raise
             self._unusable = True
             raise TransactionAborted(str(error)) from error
+        except DependencyUnavailable as error:
+            now_s = time.monotonic()
+            if self._silent_since_s is None:
+                self._silent_since_s = now_s
+            if now_s < self._silent_since_s + SILENCE_S_MAX:
+                raise
+            # The client may have no connection left and make none by itself: it waits for a coordinator, and asks nobody for it.
+            self._unusable = True
+            raise TransactionAborted(f"no answer for {SILENCE_S_MAX:g} s: {error.reason}") from error
+        self._silent_since_s = None
 
 
 class AtLeastOnce:

@@ -185,12 +185,13 @@ def write(delivery: ExactlyOnce) -> None:
     delivery.commit(POSITIONS)
 
 
+@pytest.mark.parametrize("code", [KafkaError._FENCED, KafkaError.INVALID_TXN_STATE])
 @pytest.mark.parametrize("name", ["begin", "produce", "offsets"])
-def test_a_transaction_that_timed_out_costs_its_producer(calls: list[str], name: str) -> None:
+def test_a_transaction_that_timed_out_costs_its_producer(calls: list[str], name: str, code: int) -> None:
     """Its id is its alone, so a fence means that the broker aborted it, while it was away: another producer goes on."""
-    ScriptedProducer.script[name] = [fails(KafkaError._FENCED, fatal=True)]
+    ScriptedProducer.script[name] = [fails(code, fatal=True)]
     one = open_delivery()
-    with pytest.raises(TransactionAborted, match="FENCED"):
+    with pytest.raises(TransactionAborted, match="says the test"):
         write(one)
     assert one.abort() is False
     assert calls[-2:] == ["new", "init"]
@@ -233,13 +234,46 @@ def test_a_commit_in_doubt_for_too_long_is_a_question_to_the_group(calls: list[s
         write(one)
     with pytest.raises(DependencyUnavailable):
         one.abort()
-    monkeypatch.setattr(delivery, "DOUBT_S_MAX", 0.0)
-    ScriptedProducer.script["init"] = [fails(KafkaError._TIMED_OUT, retriable=True)]
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.0)
+    ScriptedProducer.script["init"] = [away]
     with pytest.raises(DependencyUnavailable):
         one.abort()
     assert one.abort() is True
     assert calls[-5:] == ["commit", "new", "init", "new", "init"]
     assert "abort" not in calls
+
+
+@pytest.mark.parametrize("name", ["offsets", "abort"])
+def test_a_producer_that_is_silent_for_too_long_is_replaced(calls: list[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Before its commit nothing is in doubt: what it had open the broker drops when it times out."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script[name] = [away, away]
+    one = open_delivery()
+    one.send([RECORD])
+    ask = one.abort if name == "abort" else lambda: one.commit(POSITIONS)
+    with pytest.raises(DependencyUnavailable):
+        ask()
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.0)
+    if name == "offsets":
+        with pytest.raises(TransactionAborted, match="no answer"):
+            ask()
+    assert one.abort() is False
+    assert calls[-3:] == [name, "new", "init"]
+
+
+def test_silence_is_counted_from_the_last_answer(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that answered in between is not given up."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script["commit"] = [away]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+    one.commit(POSITIONS)
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.05)
+    Event().wait(0.06)
+    ScriptedProducer.script["commit"] = [away]
+    with pytest.raises(DependencyUnavailable):
+        write(one)
 
 
 @pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
