@@ -257,9 +257,9 @@ def test_a_key_of_another_type_is_an_error_that_names_it(make_store: MakeStore, 
         make_store(key_prefix=prefix).write([novel()], now_ms=NOW_MS)
 
 
-def test_a_store_that_answers_answers_a_ping(store: PredictionStore) -> None:
-    """A ping to a store that answers returns."""
-    store.ping()
+def test_a_store_that_answers_passes_the_check(store: PredictionStore) -> None:
+    """The check of a store that answers and forbids nothing returns."""
+    store.check()
 
 
 VERSIONS = st.sampled_from([-(2**63), -10, -9, -1, 0, 1, 9, 10, 11, 99, 100, 2**53, 2**53 + 1, 2**63 - 1])
@@ -324,7 +324,7 @@ def test_a_store_that_is_not_there_is_a_dependency() -> None:
     """Every call to a store that is not there says so, and never shows the password."""
     store = PredictionStore("redis://:hunter2@127.0.0.1:1/0", key_prefix="listing:", ttl_seconds=None)
     calls: list[Callable[[], object]] = [
-        store.ping,
+        store.check,
         lambda: store.read(["a"]),
         lambda: store.write([novel()], now_ms=NOW_MS),
         lambda: store.unchanged({"a": "b"}, model_epoch=1),
