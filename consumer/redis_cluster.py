@@ -59,7 +59,7 @@ class Cluster:
     def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Sequence[str]]) -> list[Any]:
         """A call for each key; see `RedisClient`."""
         self._scripts[script.sha] = script
-        commands = [("EVALSHA", script.sha, 1, key, *shared, *arguments) for key, arguments in zip(keys, of_key, strict=True)]
+        commands = [["EVALSHA", script.sha, "1", key, *shared, *said] for key, said in zip(keys, of_key, strict=True)]
         answers = self._ask(lambda: self._send_all(keys, commands))
         return [part for number, answer in enumerate(answers, 1) if answer for part in (number, answer[1])]
 
