@@ -20,8 +20,8 @@ from consumer.redis_server import Script
 from consumer.settings import RedisSettings
 from consumer.task_prediction import TaskPrediction
 
-# What the scripts here and the crash marks run on a key, with as many arguments as they take at least.
-_COMMANDS: Final = ("HGET x", "HMGET x", "HGETALL", "HSET x x", "HLEN", "HKEYS", "HDEL x")
+# What the scripts here and the crash marks run, with as many arguments as each takes at least.
+_COMMANDS: Final = ("HGET KEY x", "HMGET KEY x", "HGETALL KEY", "HSET KEY x x", "HLEN KEY", "HKEYS KEY", "HDEL KEY x")
 
 # KEYS: listings. ARGV: model epoch, then the content hash of each. Returns index and hash of those that match.
 _UNCHANGED: Final = Script("""
@@ -85,14 +85,12 @@ end
 return refused
 """)
 
-# ARGV: a key of ours, then commands without it. Returns those that the ACL user may not run on it. Nothing is run; Redis
-# before 7.0 cannot say.
+# ARGV: a key of ours, then commands. Returns those that the ACL user may not run. Nothing is run; Redis before 7.0 cannot say.
 _FORBIDDEN: Final = Script("""
 local forbidden = {}
 for i = 2, #ARGV do
   local words = {}
-  for word in string.gmatch(ARGV[i], '%S+') do words[#words + 1] = word end
-  table.insert(words, 2, ARGV[1])
+  for word in string.gmatch(ARGV[i], '%S+') do words[#words + 1] = word == 'KEY' and ARGV[1] or word end
   if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(words)) then forbidden[#forbidden + 1] = words[1] end
 end
 return forbidden
@@ -184,14 +182,13 @@ class PredictionStore:
             DependencyUnavailable: it does not answer, or refuses for now.
             SettingsError: it refuses for a reason that waiting does not change: no password, a right that is missing …
         """
-        commands = (*_COMMANDS, "EXPIRE 1" if self._ttl_seconds else "PERSIST")
+        commands = (*self._client.needs, *_COMMANDS, "EXPIRE KEY 1" if self._ttl_seconds else "PERSIST KEY")
         key, other = self._keys(["a", "b"])
         try:
             for forbidden in self._client.everywhere(_FORBIDDEN, [key, *commands]):
                 if forbidden:
-                    names = ", ".join(name.decode() for name in forbidden)
-                    found = f"its user may not run {names} on {self._key_prefix}*"
-                    raise SettingsError(f"redis.url: expected a user who may, found that {found}; {RIGHTS}")
+                    wanted = f"{', '.join(name.decode() for name in forbidden)} on {self._key_prefix}*"
+                    raise SettingsError(f"redis.url: expected a user who may run {wanted}, found one who may not; {RIGHTS}")
             self._client.run(_UNCHANGED, [key, other], [""], [("",), ("",)])  # two slots: a cluster under redis:// says so
         except Misconfigured as error:
             raise SettingsError(f"redis.url: {error.reason}") from error

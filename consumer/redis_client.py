@@ -9,7 +9,7 @@ leads to the old one would go on answering READONLY, or nothing.
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,11 +22,17 @@ from consumer.redis_server import Command, OneServer, Script
 _CONNECTIONS_MAX = 16
 _HEALTH_CHECK_SECONDS = 30
 # redis+cluster://user:password@host:port,host:port?options
-_CLUSTER_URL: Final = re.compile(r"^(rediss?)\+cluster://(?:([^/?#]*)@)?([^/?#@]+)/?(\?[^#]*)?$")
+_CLUSTER_URL: Final = re.compile(r"^(rediss?)\+cluster://(?:([^/?#]*)@)?([^/?#@,]+(?:,[^/?#@,]+)*)/?(\?[^#]*)?$")
 
 
 class RedisClient(Protocol):
-    """Safe to share between threads. Nothing connects before the first call."""
+    """Safe to share between threads. Nothing connects before the first call.
+
+    Attributes:
+        needs: the commands that it runs beside its caller's.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
 
     def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Sequence[str]]) -> list[Any]:
         """The script over all keys, its arguments being `shared` and then those of each key. Safe to do again where it fails.

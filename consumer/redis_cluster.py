@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
 import redis
@@ -46,6 +46,8 @@ class Cluster:
         seeds: some of its nodes, `host:port` or `host`.
         open_node: a client of the node at that address.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("PING", "ASKING", "CLUSTER SLOTS")
 
     def __init__(self, seeds: Sequence[Address], *, open_node: Callable[[Address], redis.Redis]) -> None:
         self._seeds = list(seeds)

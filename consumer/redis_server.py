@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError
@@ -24,6 +24,8 @@ class Script:
 
 class OneServer:
     """One Redis server, or one name behind which the present primary stands."""
+
+    needs: ClassVar[tuple[str, ...]] = ("PING",)  # the look at a connection that was idle
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

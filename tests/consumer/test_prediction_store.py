@@ -1,4 +1,4 @@
-"""What the store promises, proved on a fake server in this process and on a real Redis."""
+"""What the store promises, proved on a fake server in this process, on a real Redis and on a real Redis Cluster."""
 
 import threading
 import uuid
@@ -15,6 +15,7 @@ from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
 from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.task_prediction import Label, TaskPrediction
+from tests.journey.running import reader_of
 
 NOW_MS = 1_700_000_000_000
 MakeStore = Callable[..., PredictionStore]
@@ -49,8 +50,10 @@ def fake_url() -> Iterator[str]:
     thread.join(timeout=5)
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.integration) for name in ("real", "cluster"))])
 def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "cluster":
+        return str(request.getfixturevalue("redis_cluster").url)
     return str(request.getfixturevalue("fake_url" if request.param == "fake" else "redis_url"))
 
 
@@ -76,7 +79,7 @@ def store(make_store: MakeStore) -> PredictionStore:
 @pytest.fixture
 def client(url: str) -> Iterator[redis.Redis]:
     """What another reader of the store sees."""
-    reader = redis.Redis.from_url(url, decode_responses=True)
+    reader = reader_of(url)
     yield reader
     reader.close()
 
@@ -338,7 +341,19 @@ def test_a_store_that_is_not_there_is_a_dependency() -> None:
     store.close()
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://u:hunter2/x@h:port/0", "redis://h:99999999"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "redis://u:hunter2/x@h:port/0",
+        "redis://h:99999999",
+        "redis+cluster://",
+        "redis+cluster://h,",
+        "redis+cluster://u:hunter2@h:port",
+        "redis+cluster://h/1",
+        "unix+cluster://h",
+    ],
+)
 def test_a_url_that_cannot_be_read_is_a_wrong_setting(url: str) -> None:
     """A URL that cannot be read is a wrong setting, and is not shown."""
     with pytest.raises(SettingsError, match=r"redis\.url: expected redis://") as caught:

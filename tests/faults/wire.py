@@ -66,6 +66,10 @@ class Wire:
         """What was held up gets through now."""
         self._whole.set()
 
+    def lead_to(self, port: int) -> None:
+        """New connections go to another server, as when a name's address has changed; those that are open stay."""
+        self._target = port
+
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
         self._threads[-1].start()

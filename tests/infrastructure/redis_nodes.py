@@ -48,7 +48,7 @@ def new_node(choice: Choice, *options: str, certificates: Certificates | None = 
     Raises: UnavailableError.
     """
     port = free_port()
-    files = {} if certificates is None else vars_of(certificates)
+    files = {} if certificates is None else _files(certificates)
     listen = ["--port", str(port)]
     if certificates is not None:
         listen = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", "authority.pem"]
@@ -58,7 +58,7 @@ def new_node(choice: Choice, *options: str, certificates: Certificates | None = 
     match choice.services[Service.REDIS]:
         case InContainer(image):
             if docker_engine.host() != HOST:
-                raise UnavailableError("a Redis of one's own options runs in this machine's network only, not in a remote engine's")
+                raise UnavailableError("a Redis Cluster, or one with TLS, runs on this machine only, not on a remote engine")
             runner = redis_node_container(image, port=port, options=words, files=files)
         case AsProcess(program):
             if certificates is not None:
@@ -78,14 +78,6 @@ def new_secure_redis(choice: Choice) -> SecureRedisServer:
     server = new_node(choice, certificates=new_certificates(HOST))
     assert isinstance(server, SecureRedisServer)
     return server
-
-
-def vars_of(certificates: Certificates) -> dict[str, str]:
-    return {
-        "authority.pem": certificates.authority,
-        "server.pem": certificates.server,
-        "server_key.pem": certificates.server_key,
-    }
 
 
 class RedisCluster:
@@ -139,6 +131,12 @@ class RedisCluster:
         except redis.RedisError:
             return False
 
+    def revive(self) -> None:
+        """All nodes answer and the cluster is whole, whatever was done to it. Raises: ServerError."""
+        for node in self.nodes:
+            node.revive()
+        self.wait_until_whole()
+
     def wait_until_whole(self) -> None:
         """Raises: ServerError."""
         deadline_s = time.monotonic() + _READY_S
@@ -171,3 +169,11 @@ def _bytes(answer: Any) -> bytes:
     if isinstance(answer, dict):
         return "\n".join(f"{name}:{value}" for name, value in answer.items()).encode()
     return bytes(answer)
+
+
+def _files(certificates: Certificates) -> dict[str, str]:
+    return {
+        "authority.pem": certificates.authority,
+        "server.pem": certificates.server,
+        "server_key.pem": certificates.server_key,
+    }

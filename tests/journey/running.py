@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import redis
 from confluent_kafka import Consumer, Message, TopicPartition
+from redis.cluster import ClusterNode
 
 from consumer.codec import FRAME, SOURCE_HEADER
 from consumer.prediction_store import PredictionStore
@@ -46,6 +48,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def reader_of(redis_url: str) -> Any:
+    """What another reader of the store uses: redis-py's client of the server, or of the cluster."""
+    if "+cluster://" not in redis_url:
+        return redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5)
+    addresses = redis_url.partition("://")[2].rpartition("@")[2].split(",")
+    nodes = [ClusterNode(host, int(port)) for host, _, port in (address.partition(":") for address in addresses)]
+    return redis.RedisCluster(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
 
 
 @dataclass
