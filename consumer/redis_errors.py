@@ -37,7 +37,6 @@ _MISTAKES: Final = {
     "cluster support disabled": "it is no cluster: redis.url must begin with redis:// or rediss://",
     "DB index is out of range": "redis.url names a database that it does not have",
     "certificate verify failed": "redis.ca must hold the certificates of the authority that signed the server's",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS on this port: redis.url must begin with redis://, or name the other port",
 }
 
 

@@ -10,8 +10,7 @@ import redis
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
 from tests.consumer.test_prediction_store import NOW_MS, novel
-from tests.faults.test_network import port_of
-from tests.faults.wire import Wire
+from tests.faults.wire import Wire, port_of
 from tests.infrastructure.choose import Choice
 from tests.infrastructure.redis_nodes import RedisCluster, new_node
 from tests.infrastructure.servers import RedisServer
@@ -46,7 +45,7 @@ def took_s(call: Callable[[], object], match: str) -> float:
 
 
 def test_a_redis_that_lets_packets_vanish_is_noticed_within_two_time_outs(redis_url: str, redis_prefix: str) -> None:
-    """No packet comes back, on the open connection and on a new one: each call ends in time, and the first after the mending works."""
+    """No packet comes back, on the open connection and on a new one: each call ends in time, and works after the mending."""
     with Wire(port_of(redis_url)) as wire:
         store = a_store(f"redis://127.0.0.1:{wire.port}/0", redis_prefix)
         store.write([novel(version=1)], now_ms=NOW_MS)
@@ -73,7 +72,7 @@ def test_a_silent_node_of_a_cluster_is_waited_for_once_a_batch(redis_cluster: Re
 
 
 def test_behind_the_same_name_the_new_primary_is_found(redis_url: str, redis_prefix: str, other_server: RedisServer) -> None:
-    """A primary becomes a read-only replica and its name leads elsewhere: no open connection keeps the service with the old one."""
+    """A primary turns read-only and its name leads elsewhere: no open connection keeps the service with the old one."""
     old: redis.Redis = redis.Redis.from_url(redis_url)
     with Wire(port_of(redis_url)) as name:
         store = a_store(f"redis://127.0.0.1:{name.port}/0", redis_prefix)

@@ -42,18 +42,11 @@ def test_an_answer_of_redis_says_what_to_do(line: str) -> None:
     assert line.split(" ")[0] == "ERR" or line.split(" ")[0] in found.reason
 
 
-@pytest.mark.parametrize(
-    ("text", "advice"),
-    [
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate in chain", "redis.ca must hold"),
-        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1016)", "does not speak TLS"),
-    ],
-)
-def test_a_failed_handshake_says_what_to_do(text: str, advice: str) -> None:
-    """OpenSSL's words for a certificate that is not trusted, and for a server without TLS."""
-    found = unavailable(Refused(f"Error 1 connecting to store:6379. {text}"))
+def test_a_certificate_that_is_not_trusted_says_what_to_do() -> None:
+    """OpenSSL's words for it."""
+    found = unavailable(Refused("Error 1 connecting to store:6379. [SSL: …] certificate verify failed: self-signed certificate"))
     assert isinstance(found, Misconfigured)
-    assert advice in found.reason
+    assert "redis.ca must hold" in found.reason
 
 
 def test_what_nobody_knows_is_passed_on_as_it_is() -> None:

@@ -118,11 +118,43 @@ class RedisCluster:
         return str(self.ask(node, "CLUSTER MYID").decode())
 
     def owner(self, slot: int) -> RedisServer:
-        """The primary that serves the slot, as the last node sees it."""
-        for first, last, (_, port, *_), *_ in self.ask(self.nodes[-1], "CLUSTER SLOTS"):
+        """The primary that serves the slot, as one that runs sees it. Raises: LookupError."""
+        asked = next(node for node in self.nodes[1:] if node.is_running())
+        for first, last, (_, port, *_), *_ in self.ask(asked, "CLUSTER SLOTS"):
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.address.endswith(f":{port}"))
+                return self._at(port)
         raise LookupError(f"nobody serves slot {slot}")
+
+    def primaries(self) -> list[RedisServer]:
+        """Those that own slots now."""
+        ports = {port for _, _, (_, port, *_), *_ in self.ask(self.nodes[1], "CLUSTER SLOTS")}
+        return [self._at(port) for port in sorted(ports)]
+
+    def calls(self, command: str) -> int:
+        """How often the nodes were told this command since they started."""
+        found = 0
+        for node in self.nodes:
+            with self.client(node) as client:
+                found += client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"]
+        return found
+
+    def move(self, slot: int, *, halfway_s: float) -> None:
+        """Leads a slot to the next primary, as resharding does; for some time half of it is there, half here."""
+        source = self.owner(slot)
+        primaries = self.primaries()
+        target = primaries[(primaries.index(source) + 1) % len(primaries)]
+        source_id, target_id = self.node_id(source), self.node_id(target)
+        self.ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", source_id)
+        self.ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+        while keys := self.ask(source, "CLUSTER GETKEYSINSLOT", slot, 100):
+            for key in keys:
+                self.ask(source, "MIGRATE", HOST, target.address.rpartition(":")[2], key, 0, 5_000)
+        time.sleep(halfway_s)  # what is written now is asked for there: ASK
+        for node in (target, source, *(each for each in primaries if each not in (source, target))):
+            self.ask(node, "CLUSTER SETSLOT", slot, "NODE", target_id)
+
+    def _at(self, port: int) -> RedisServer:
+        return next(node for node in self.nodes if node.address.endswith(f":{port}"))
 
     def is_whole(self) -> bool:
         """All nodes run and see all slots served."""
