@@ -29,7 +29,7 @@ def answered(surroundings: Surroundings) -> int:
         try:
             found = asked[group_id].result(timeout=10).topic_partitions
             return sum(max(0, one.offset) for one in found)
-        except KafkaException:  # the coordinator is still loading, or was not there yet
+        except (KafkaException, TimeoutError):  # the coordinator is still loading, or was not there yet; a busy machine
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
