@@ -56,7 +56,28 @@ def reader_of(redis_url: str) -> Any:
         return redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5)
     addresses = redis_url.partition("://")[2].rpartition("@")[2].split(",")
     nodes = [ClusterNode(host, int(port)) for host, _, port in (address.partition(":") for address in addresses)]
-    return redis.RedisCluster(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
+    return _ClusterReader(nodes)
+
+
+class _ClusterReader(redis.RedisCluster):
+    """Closes the clients of nodes that left the cluster, too, which redis-py leaves to the garbage collector."""
+
+    def __init__(self, nodes: list[ClusterNode]) -> None:
+        super().__init__(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
+        made = self._made = [node.redis_connection for node in self.get_nodes()]
+        make: Callable[..., Any] = self.nodes_manager.create_redis_node
+
+        def keep(*words: Any, **options: Any) -> Any:
+            made.append(make(*words, **options))
+            return made[-1]
+
+        self.nodes_manager.create_redis_node = keep  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        super().close()
+        for client in getattr(self, "_made", []):
+            if client is not None:
+                client.close()
 
 
 @dataclass
