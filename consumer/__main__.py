@@ -176,10 +176,9 @@ def get(listing_ids: Annotated[list[str], typer.Argument(metavar="LISTING_ID..."
     Example: python -m consumer get bd-1 bd-2
     """
     from consumer.prediction_json import state_document
-    from consumer.prediction_store import PredictionStore
+    from consumer.prediction_store import open_store
 
-    redis = _load(config).redis
-    store = PredictionStore(redis.url.get_secret_value(), key_prefix=redis.key_prefix, ttl_seconds=redis.ttl_seconds)
+    store = open_store(_load(config).redis)
     for listing_id, state in zip(listing_ids, store.read(listing_ids), strict=True):
         _print(predict.as_json_line(state_document(listing_id, state)))
     store.close()
@@ -191,13 +190,12 @@ def rebuild(config: Config = None) -> None:
 
     Example: python -m consumer rebuild --config settings.toml
     """
-    from consumer.prediction_store import PredictionStore
+    from consumer.prediction_store import open_store
     from consumer.rebuild import rebuild as fill
     from consumer.schema_registry import SchemaRegistry
 
     chosen = _load(config)
-    redis, registry = chosen.redis, SchemaRegistry(chosen.schema_registry.url, chosen.schema_registry.properties)
-    store = PredictionStore(redis.url.get_secret_value(), key_prefix=redis.key_prefix, ttl_seconds=redis.ttl_seconds)
+    store, registry = open_store(chosen.redis), SchemaRegistry(chosen.schema_registry.url, chosen.schema_registry.properties)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"reading {chosen.kafka.output_topic}", total=None)

@@ -20,7 +20,7 @@ from consumer.kafka import KafkaSource, message_bytes_max, partition_counts
 from consumer.model_swap import ModelSwap
 from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
-from consumer.prediction_store import PredictionStore
+from consumer.prediction_store import open_store
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING
 from consumer.serving import ServedModel, Wanted, load_bundle, open_model, open_predictor, read_wanted
@@ -110,9 +110,9 @@ class Service:
     def _run(self, stop: Event, first: ServedModel, swap: ModelSwap, trial: Trial, traces: Traces) -> None:
         settings = self._settings
         url, prefix = settings.redis.url.get_secret_value(), settings.redis.key_prefix
-        store = PredictionStore(url, key_prefix=prefix, ttl_seconds=settings.redis.ttl_seconds)
+        store = open_store(settings.redis)
         registry = self._registry or SchemaRegistry(settings.schema_registry.url, settings.schema_registry.properties)
-        marks = CrashMarks(url, key_prefix=prefix, group_id=settings.kafka.group_id)
+        marks = CrashMarks(url, key_prefix=prefix, group_id=settings.kafka.group_id, ca=settings.redis.ca)
         suspects = Suspects(
             marks,
             trial,
@@ -120,7 +120,7 @@ class Service:
             reach=settings.batch.max_records * settings.batch.max_in_flight,
             progress=self.health.progress,
         )
-        self._await(stop, "redis", store.ping)
+        self._await(stop, "redis", store.check)
         self.health.set_condition("redis", holds=True, reason="answered")
         outputs = self._await(stop, "schema registry and topics", lambda: open_outputs(settings.kafka, registry))
         if outputs is None:

@@ -24,7 +24,7 @@ from consumer.errors import SettingsError
 _PREFIX = "CONSUMER_"
 _CONFIG = "CONSUMER_CONFIG"
 _FILE = "_FILE"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 # Values that may hold a password: never shown in a message or a repr.
 _SECRET = frozenset({"redis.url", "kafka.properties", "schema_registry.url", "schema_registry.properties"})
 # Client properties that have a setting of their own; two sources of truth would disagree one day.
@@ -80,9 +80,13 @@ class SchemaRegistrySettings(_Section):
 
 
 class RedisSettings(_Section):
-    """The prediction store. Entries live `ttl_seconds` after their last write, or for ever when it is None."""
+    """The prediction store. Entries live `ttl_seconds` after their last write, or for ever when it is None.
+
+    `ca` (PEM) holds the authorities that may have signed the server's certificate; without it the system's.
+    """
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
+    ca: str | None = None
     key_prefix: str = "listing:"
     ttl_seconds: int | None = Field(default=None, ge=1, le=10 * 365 * 86_400)
 

@@ -4,14 +4,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-import redis
 from confluent_kafka import KafkaException, TopicPartition
 from fastavro.schema import parse_schema
 
 from consumer.schema_registry import ParsedSchema
 from tests.faults.checker import History, Violation, check, schema_id
 from tests.faults.load import Load
-from tests.journey.running import Read, Surroundings, read_topic, wait_until
+from tests.journey.running import Read, Surroundings, read_topic, reader_of, wait_until
 
 HIDDEN_S_MAX = 32.0  # the longest transaction.timeout.ms of these tests, and two seconds
 
@@ -25,7 +24,7 @@ def answered(surroundings: Surroundings) -> int:
     while True:
         try:
             return sum(max(0, one.offset) for one in surroundings.bystander.committed(_partitions(surroundings), timeout=10))
-        except KafkaException:  # the coordinator is still loading, or was not there yet
+        except KafkaException:  # the coordinator is still loading, or was not there yet; a busy machine
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
@@ -90,7 +89,7 @@ def _shown(violations: Sequence[Violation]) -> str:
 
 def _stored(surroundings: Surroundings) -> dict[str, dict[str, str]]:
     prefix = surroundings.redis_prefix
-    client = redis.Redis.from_url(surroundings.redis_url, decode_responses=True)
+    client = reader_of(surroundings.redis_url)
     try:
         keys = list(client.scan_iter(match=f"{prefix}{{*", count=1000))
         return {key.removeprefix(prefix)[1:-1]: client.hgetall(key) for key in keys}

@@ -116,6 +116,14 @@ def redis_process(program: str) -> RedisServer:
     return RedisServer(runner, name="Redis", host="127.0.0.1", port=port)
 
 
+def redis_node_process(program: str, *, options: Sequence[str], files: Mapping[str, str]) -> ProcessRunner:
+    """A Redis with these options, run where `files` (name to contents) are; not started."""
+    folder = _data_folder("redis-node")
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="ascii")
+    return ProcessRunner("redis-node", [program, *options], environment={}, cwd=folder, folder=folder)
+
+
 def registry_process(java: str) -> RegistryServer:
     """A schema registry as `java -jar …`, in memory: after a start it is empty. Not started."""
     port, folder = free_port(), _data_folder("registry")

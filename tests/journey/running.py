@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import redis
 from confluent_kafka import Consumer, Message, TopicPartition
+from redis.cluster import ClusterNode
 
 from consumer.codec import FRAME, SOURCE_HEADER
 from consumer.prediction_store import PredictionStore
@@ -46,6 +48,36 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def reader_of(redis_url: str) -> Any:
+    """What another reader of the store uses: redis-py's client of the server, or of the cluster."""
+    if "+cluster://" not in redis_url:
+        return redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5)
+    addresses = redis_url.partition("://")[2].rpartition("@")[2].split(",")
+    nodes = [ClusterNode(host, int(port)) for host, _, port in (address.partition(":") for address in addresses)]
+    return _ClusterReader(nodes)
+
+
+class _ClusterReader(redis.RedisCluster):
+    """Closes the clients of nodes that left the cluster, too, which redis-py leaves to the garbage collector."""
+
+    def __init__(self, nodes: list[ClusterNode]) -> None:
+        super().__init__(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
+        made = self._made = [node.redis_connection for node in self.get_nodes()]
+        make: Callable[..., Any] = self.nodes_manager.create_redis_node
+
+        def keep(*words: Any, **options: Any) -> Any:
+            made.append(make(*words, **options))
+            return made[-1]
+
+        self.nodes_manager.create_redis_node = keep  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        super().close()
+        for client in getattr(self, "_made", []):
+            if client is not None:
+                client.close()
 
 
 @dataclass
