@@ -5,6 +5,7 @@ the process), and a call on the `Runtime` that is made all the same is a segment
 """
 
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -28,10 +29,17 @@ def _problem(module: Any, use: Use) -> str | None:
         return f"{where}: there is none"
     if use.form == "set" and getattr(found, "fset", None) is None:
         return f"{where}: it cannot be set"
-    if use.form == "call" and not any(_fits(parameters, use) for parameters in overloads(found.__doc__ or "")):
+    if use.form == "call" and not any(_fits(parameters, use) for parameters in _signatures(found)):
         given = ", ".join([f"{use.positional} arguments", *use.keywords])
         return f"{where}: no overload takes {given}: {(found.__doc__ or '').partition(chr(10))[0]}"
     return None
+
+
+def _signatures(found: Any) -> list[list[tuple[str, bool]]]:
+    if inspect.isfunction(found):  # a few of the module's own are written in Python
+        parameters = inspect.signature(found).parameters.values()
+        return [[(one.name, one.default is not inspect.Parameter.empty) for one in parameters]]
+    return overloads(found.__doc__ or "")
 
 
 def overloads(doc: str) -> list[list[tuple[str, bool]]]:

@@ -4,8 +4,12 @@ import os
 
 import pytest
 
+from tests.consumer.inference.conftest import golden, shipped
 from tests.infrastructure import versions
 from tests.infrastructure.tensorrt import TensorRT, fetch_tensorrt
+from tests.software_cuda.fixtures import loaded_soft_cuda, soft_cuda, stand_in_tensorrt
+
+__all__ = ["golden", "loaded_soft_cuda", "shipped", "soft_cuda", "stand_in_tensorrt"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,6 +11,12 @@ from typing import Any
 
 import pytest
 
+from build_engine.flavour import Flavour
+from consumer.inference.device import Device
+from consumer.inference.tensorrt import TensorRtBackend
+from model.bundle import Bundle
+from tests.consumer.inference.contract import Golden, some_rows
+from tests.consumer.inference.test_tensorrt import a_plan
 from tests.infrastructure.tensorrt import MODULE, TensorRT
 from tests.infrastructure.tensorrt_rtx import fetch_tensorrt_rtx
 from tests.tensorrt_contract.check import missing, overloads
@@ -48,6 +54,24 @@ def test_what_building_uses_is_in_the_real_module(tensorrt: TensorRT, uses_of_bu
     calls = {f"{use['owner']}.{use['name']}" for use in uses_of_building if use["form"] == "call"}
     assert calls > {"Builder.build_serialized_network", "OnnxParser.parse", "ITimingCache.serialize", "ParserError.desc"}
     assert looked_up(tensorrt, uses_of_building)["missing"] == []
+
+
+@pytest.fixture
+def uses_of_running(stand_in_tensorrt: ModuleType, shipped: Bundle, golden: Golden) -> list[Any]:
+    """What the service's backend asks of TensorRT from an engine's loading to its end, on the stand-in."""
+    uses: set[Use] = set()
+    flavour = Flavour("tensorrt", "stand-in", record(stand_in_tensorrt, uses))
+    backend = TensorRtBackend(Device(), a_plan(shipped), shipped.manifest, flavour)
+    backend.infer(some_rows(golden[0], slice(0, 3)))
+    backend.close()
+    return [asdict(use) for use in uses]
+
+
+@pytest.mark.integration
+def test_what_running_uses_is_in_the_real_module(tensorrt: TensorRT, uses_of_running: list[Any]) -> None:
+    calls = {f"{use['owner']}.{use['name']}" for use in uses_of_running if use["form"] == "call"}
+    assert calls > {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_shape"}
+    assert looked_up(tensorrt, uses_of_running)["missing"] == []
 
 
 @pytest.mark.integration
