@@ -205,6 +205,18 @@ def test_a_copy_on_the_default_stream_comes_after_the_work_of_streams(pycuda_dri
     np.testing.assert_array_equal(result, ramp())
 
 
+def test_an_event_on_the_default_stream_is_refused_while_others_have_work(pycuda_driver: Any, soft_cuda: SoftCuda) -> None:
+    stream, event = pycuda_driver.Stream(), pycuda_driver.Event()
+    soft_cuda.hold_streams()
+    pycuda_driver.Event().record(stream)
+    with pytest.raises(pycuda_driver.LogicError, match="operation not supported"):
+        event.record()
+    soft_cuda.let_streams_go()
+    stream.synchronize()
+    event.record().synchronize()
+    assert len(soft_cuda.take_violations()) == 1
+
+
 @pytest.mark.parametrize("direction", ["HtoD", "DtoH"])
 def test_an_asynchronous_copy_of_memory_that_is_not_pinned_is_noted(
     pycuda_driver: Any, soft_cuda: SoftCuda, direction: str
