@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,24 +111,20 @@ def test_a_thread_without_a_context_is_refused(pycuda_driver: Any, soft_cuda: So
     assert soft_cuda.take_violations() == ["cuMemAlloc: the calling thread has no current context"]
 
 
-def test_a_released_context_is_no_context(soft_cuda: SoftCuda) -> None:
-    import pycuda.driver as cuda
-
-    cuda.init()
-    context = cuda.Device(0).retain_primary_context()
+def test_a_released_context_is_no_context(pycuda_module: Any, soft_cuda: SoftCuda) -> None:
+    pycuda_module.init()
+    context = pycuda_module.Device(0).retain_primary_context()
     context.push()
     context.pop()
     context.detach()  # pycuda pushes it for this and leaves it
-    with pytest.raises(cuda.LogicError, match="context is destroyed"):
-        cuda.mem_get_info()
+    with pytest.raises(pycuda_module.LogicError, match="context is destroyed"):
+        pycuda_module.mem_get_info()
     assert soft_cuda.take_violations() == ["cuMemGetInfo: the current context of the calling thread was released"]
 
 
-def test_nothing_works_before_init(soft_cuda: SoftCuda) -> None:
-    import pycuda.driver as cuda
-
-    with pytest.raises(cuda.LogicError, match="cuDeviceGet failed: initialization error"):
-        cuda.Device(0)
+def test_nothing_works_before_init(pycuda_module: Any) -> None:
+    with pytest.raises(pycuda_module.LogicError, match="cuDeviceGet failed: initialization error"):
+        pycuda_module.Device(0)
 
 
 def test_a_copy_on_a_stream_is_not_done_before_somebody_waits(pycuda_driver: Any, soft_cuda: SoftCuda) -> None:
@@ -176,7 +173,7 @@ def test_streams_run_beside_each_other(pycuda_driver: Any, soft_cuda: SoftCuda) 
 def test_a_stream_does_its_own_work_in_order(pycuda_driver: Any, soft_cuda: SoftCuda) -> None:
     order: list[int] = []
     stream = pycuda_driver.Stream()
-    kept = [on_stream(soft_cuda, stream, lambda number=number: order.append(number)) for number in range(20)]
+    kept = [on_stream(soft_cuda, stream, partial(order.append, number)) for number in range(20)]
     stream.synchronize()
     assert order == list(range(20))
     del kept
@@ -186,7 +183,7 @@ def test_a_stream_waits_for_the_event_of_another(pycuda_driver: Any, soft_cuda: 
     go = threading.Event()
     order: list[str] = []
     first, second, between = pycuda_driver.Stream(), pycuda_driver.Stream(), pycuda_driver.Event()
-    kept = [on_stream(soft_cuda, first, lambda: (go.wait(30), order.append("first")))]  # type: ignore[func-returns-value]
+    kept = [on_stream(soft_cuda, first, lambda: order.append("first" if go.wait(30) else "late"))]
     between.record(first)
     second.wait_for_event(between)
     kept.append(on_stream(soft_cuda, second, lambda: order.append("second")))
@@ -357,25 +354,23 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("code", [CudaError.UNKNOWN, CudaError.ILLEGAL_ADDRESS], ids=["unknown", "lost"])
-def test_a_failure_that_is_ordered_comes_and_all_can_be_freed(soft_cuda: SoftCuda, call: str, code: CudaError) -> None:
-    import pycuda.driver as cuda
-
-    np.testing.assert_array_equal(a_pass(cuda), ramp())
+def test_a_failure_that_is_ordered_comes_and_all_can_be_freed(
+    pycuda_module: Any, soft_cuda: SoftCuda, call: str, code: CudaError
+) -> None:
+    np.testing.assert_array_equal(a_pass(pycuda_module), ramp())
     soft_cuda.fail(call, code)
-    with pytest.raises(cuda.Error, match=f"{call} failed"):
-        a_pass(cuda)
+    with pytest.raises(pycuda_module.Error, match=f"{call} failed"):
+        a_pass(pycuda_module)
     assert soft_cuda.live() == []
     assert soft_cuda.violations() == []
 
 
 @pytest.mark.parametrize("call", ["cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuDevicePrimaryCtxRelease"])
 def test_a_clean_up_that_is_told_to_fail_says_so_and_cleans_up(
-    soft_cuda: SoftCuda, call: str, capfd: pytest.CaptureFixture[str]
+    pycuda_module: Any, soft_cuda: SoftCuda, call: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import pycuda.driver as cuda
-
     soft_cuda.fail(call, CudaError.UNKNOWN)
-    np.testing.assert_array_equal(a_pass(cuda), ramp())
+    np.testing.assert_array_equal(a_pass(pycuda_module), ramp())
     assert f"{call} failed: unknown error" in capfd.readouterr().err
 
 
