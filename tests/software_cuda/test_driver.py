@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tests.software_cuda.build import build
 from tests.software_cuda.control import CudaError, SoftCuda
+from tests.software_cuda.fixtures import Loaded
 
 FLOATS = 1000
 
@@ -67,12 +69,12 @@ def test_a_copy_that_leaves_its_allocation_is_refused_and_noted(pycuda_driver: A
     neighbour.free()
 
 
-def test_a_host_that_reads_a_device_address_faults(loaded_soft_cuda: SoftCuda) -> None:
+def test_a_host_that_reads_a_device_address_faults(soft_cuda: SoftCuda) -> None:
     done = in_a_process("view = memory.as_buffer(4)\nview[0]")
     assert done.returncode == -signal.SIGSEGV
 
 
-def test_what_is_not_freed_is_said_at_exit(loaded_soft_cuda: SoftCuda) -> None:
+def test_what_is_not_freed_is_said_at_exit(soft_cuda: SoftCuda) -> None:
     keep = "for each in (memory, context):\n    ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))\ncontext.pop()"
     done = in_a_process(keep)
     assert done.returncode == 0
@@ -388,3 +390,9 @@ def test_a_lost_device_stays_lost(pycuda_driver: Any, soft_cuda: SoftCuda) -> No
     for _ in range(2):
         with pytest.raises(pycuda_driver.Error, match="uncorrectable ECC error"):
             pycuda_driver.mem_alloc(4)
+
+
+def test_pycuda_is_not_there_for_other_tests(loaded_soft_cuda: Loaded) -> None:
+    assert "pycuda.driver" in loaded_soft_cuda.pycuda
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pycuda.driver")
