@@ -59,7 +59,7 @@ def soft_cuda(loaded_soft_cuda: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iter
         gc.collect()
     found = {"not freed": driver.live(), "violations": driver.violations()}
     driver.reset()
-    assert found == {"not freed": [], "violations": []}
+    assert found == {"not freed": [], "violations": []}, found
 
 
 @pytest.fixture

@@ -85,7 +85,8 @@ def in_a_process(script: str) -> subprocess.CompletedProcess[str]:
     """Runs it where `memory` is a device allocation of 400 bytes."""
     built = build()
     head = f"""
-import ctypes, sys
+import ctypes, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 ctypes.CDLL({str(built.library)!r}, ctypes.RTLD_GLOBAL)
 sys.path.append({str(built.packages)!r})
 import pycuda.driver as cuda
@@ -390,6 +391,11 @@ def test_a_lost_device_stays_lost(pycuda_driver: Any, soft_cuda: SoftCuda) -> No
     for _ in range(2):
         with pytest.raises(pycuda_driver.Error, match="uncorrectable ECC error"):
             pycuda_driver.mem_alloc(4)
+
+
+def test_a_call_that_the_driver_has_not_says_so(pycuda_driver: Any) -> None:
+    with pytest.raises(pycuda_driver.LogicError, match="cuMemAllocPitch failed: operation not supported"):
+        pycuda_driver.mem_alloc_pitch(4, 4, 4)
 
 
 def test_pycuda_is_not_there_for_other_tests(loaded_soft_cuda: Loaded) -> None:
