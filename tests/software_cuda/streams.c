@@ -1,8 +1,8 @@
 /* Streams and events of the software CUDA driver.
  *
  * Each stream has a thread that does its work in order, beside the other streams. An idle stream starts late, on purpose, so that
- * a result which nobody waited for is not there. The default stream is simpler
- * than CUDA's: its work is done when the call returns.
+ * a result which nobody waited for is not there. The default stream is simpler than CUDA's: its work is done when the call
+ * returns.
  */
 
 #define _GNU_SOURCE
