@@ -133,10 +133,12 @@ def test_a_copy_on_a_stream_is_not_done_before_somebody_waits(pycuda_driver: Any
     source, result = pinned(pycuda_driver, ramp()), pinned(pycuda_driver, ramp())
     memory = pycuda_driver.mem_alloc(source.nbytes)
     stream, done = pycuda_driver.Stream(), pycuda_driver.Event(pycuda_driver.event_flags.BLOCKING_SYNC)
+    soft_cuda.start_streams_late(us=0)
     soft_cuda.hold_streams()
     pycuda_driver.memcpy_htod_async(memory, source, stream)
     pycuda_driver.memcpy_dtoh_async(result, memory, stream)
     done.record(stream)
+    time.sleep(0.1)
     assert np.isnan(result).all()  # not what was there from last time either
     assert not done.query()
     assert not stream.is_done()
