@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench bench-latency train images lock clean
+.PHONY: help setup setup-dev demo test test-gpu-contract faults check bench bench-latency bench-peers train images lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -41,6 +41,9 @@ test: setup-dev  ## sets up Docker, broker, store and registry, then runs every 
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m pytest $(ARGS)
 
+test-gpu-contract: setup-dev  ## what our code asks of TensorRT is in the real modules 10.6, 10.15 and 11.2 (2 GB to download once)
+	@TENSORRT_CONTRACT=1 $(PY) -m pytest tests/tensorrt_contract $(ARGS)
+
 check: setup-dev  ## lint, format, types, import rules, known vulnerabilities of what is served
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -60,6 +63,10 @@ bench-latency: setup-dev  ## from publish to enriched, p50 and p99 against the l
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m tests.benchmarks.latency
 
+bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream and sentry-arroyo on the same job
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.peers $(ARGS)
+
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
 
@@ -71,6 +78,7 @@ lock:  ## renews the locks in requirements/ from pyproject.toml (they name no ho
 	@$(LOCK) pyproject.toml --extra demo -o requirements/demo.txt
 	@$(LOCK) pyproject.toml --extra demo --extra train --extra traces --group dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
+	@$(LOCK) tests/benchmarks/peers/requirements.in -o requirements/peers.txt
 
 clean:  ## removes .venv and caches
 	@rm -rf $(VENV) .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,7 +26,7 @@ from consumer.records import (
     Rejected,
     Stage,
 )
-from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.schemas import ParsedSchema, UnknownSchema
 from consumer.task_prediction import avro_long, avro_string
 from model.listing import MAX_ID_CHARACTERS, InvalidListing, listing_from_mapping
 
