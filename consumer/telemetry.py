@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.cover_address import Missing
 from consumer.drift import Drift
-from consumer.records import Answer, Rejected, Stage, Tombstone
+from consumer.records import Answer, Rejected, Tombstone
 
 _STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
@@ -25,6 +25,8 @@ _BATCH_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096, 10_000)
 
 # A reason is a sentence with the record's own values in it; a label needs few values. The first that fits counts.
 _REASONS = (
+    ("too_large", r"cover: at most"),
+    ("cover", r"cover: "),
     ("key", r"key: |key and id differ"),
     ("deletion", r"a deletion |header version"),
     ("debezium", r"Debezium op"),
@@ -35,6 +37,13 @@ _REASONS = (
     ("not_finite", r"the model's output is not finite"),
     ("ends_the_process", r"it ends the process"),
 )
+_REASONS_OF_STAGES = {
+    "decode": ("key", "deletion", "debezium", "framing", "unknown_schema", "avro", "field"),
+    "cover": ("too_large", "cover"),
+    "features": ("other",),
+    "inference": ("not_finite", "other"),
+    "trial": ("ends_the_process",),
+}
 _REASON = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _REASONS), re.DOTALL)
 
 PipelineStage = Literal["decode", "known", "covers", "features", "infer", "store", "produce", "commit"]
@@ -84,8 +93,6 @@ def configure_logging(level: str, fmt: Literal["json", "console"]) -> None:
 
 def reason_class(rejected: Rejected) -> str:
     """One word for why a record was rejected, out of a fixed few."""
-    if rejected.stage is Stage.COVER:
-        return "too_large" if "covers.max_bytes" in rejected.reason else "cover"
     found = _REASON.match(rejected.reason)
     return (found and found.lastgroup) or "other"
 
@@ -135,6 +142,9 @@ class Metrics:
         )
         for outcome in ("predicted", "reused", "superseded", "deleted", "dead_letter"):
             self.records.labels(outcome)  # a rate over a series that does not exist yet misses its first event
+        for stage, reasons in _REASONS_OF_STAGES.items():
+            for reason in reasons:
+                self.dead_letters.labels(stage, reason)
         for result in ("hit", "miss"):
             self.content_lookups.labels(result)
         for result in ("fetched", "cached", *Missing):

@@ -131,6 +131,7 @@ def test_every_metric_of_the_service_is_there_from_the_start() -> None:
         assert meaning.endswith(".")
     assert 'enricher_records_total{outcome="dead_letter"} 0.0' in text
     assert 'enricher_dependency_waits_total{dependency="redis"} 0.0' in text
+    assert 'enricher_dead_letters_total{reason="framing",stage="decode"} 0.0' in text
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,11 @@ def test_reasons_of_covers_and_of_the_model_have_their_words() -> None:
             (Stage.COVER, "cover: at most 10 bytes (covers.max_bytes), found 11"),
             (Stage.COVER, "cover: not an image"),
             (Stage.INFERENCE, "the model's output is not finite"),
+            (Stage.COVER, "it ends the process that takes it: signal 11"),
             (Stage.TRIAL, "it ends the process that takes it: signal 11"),
             (Stage.FEATURES, "ValueError: what nobody foresaw"),
         )
-    ] == ["too_large", "cover", "not_finite", "ends_the_process", "other"]
+    ] == ["too_large", "cover", "not_finite", "ends_the_process", "ends_the_process", "other"]
 
 
 def test_a_stage_is_timed_also_when_it_fails() -> None:
