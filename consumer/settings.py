@@ -103,9 +103,13 @@ def _shipped_bundle() -> Path:
 
 
 class ModelSettings(_Section):
-    """The model bundle, who must have signed it, and what runs it on how many CPU threads."""
+    """The model bundle, who must have signed it, and what runs it on how many CPU threads.
+
+    `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
+    """
 
     bundle: Path = Field(default_factory=_shipped_bundle)
+    pointer: Path | None = None
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     allow_fallback: bool = True
     threads: int = Field(default=1, ge=1, le=256)

@@ -164,6 +164,15 @@ class Metrics:
             ["name", "version", "epoch", "backend"],
             registry=self.registry,
         )
+        self.model_swaps = Counter(
+            "enricher_model_swaps",
+            "Other models that were asked for while the service ran, by outcome: taken_over, rolled_back (to the one before), "
+            "refused (the old one goes on), unchanged (it serves already) or superseded (by a later wish, while it was loaded).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("taken_over", "rolled_back", "refused", "unchanged", "superseded"):
+            self.model_swaps.labels(outcome)
         self.backend_fallback = Gauge(
             "enricher_backend_fallback",
             "1 when the preferred inference backend could not be used and another one runs, else 0.",

@@ -53,6 +53,7 @@ class Trial:
 
     def __init__(self, open_predictor: Callable[[], Predictor], *, seconds_per_record: float = SECONDS_PER_RECORD) -> None:
         self._open_predictor = open_predictor
+        self._opened = open_predictor  # the child's
         self._seconds_per_record = seconds_per_record
         self._child: tuple[BaseProcess, Connection] | None = None
         self._given_up = False
@@ -65,6 +66,8 @@ class Trial:
         Raises:
             DrainIncomplete: `give_up` was called.
         """
+        if self._opened is not self._open_predictor:
+            self.close()
         for deaths in range(1, DEATHS_OF_THE_GUILTY + 1):
             try:
                 child = self._child or self._start()
@@ -77,6 +80,10 @@ class Trial:
                 log.warning("trial_died", record=_where(record), stage=error.stage, reason=str(error), deaths=deaths)
                 stage, how = error.stage, str(error)
         return Rejected(record, stage, f"it ends the process that takes it: {how}")
+
+    def use(self, open_predictor: Callable[[], Predictor]) -> None:
+        """The next verdict's child opens this. May be called on any thread."""
+        self._open_predictor = open_predictor
 
     def close(self) -> None:
         """Ends the child; a later verdict starts another."""
@@ -96,7 +103,8 @@ class Trial:
     def _start(self) -> tuple[BaseProcess, Connection]:
         spawn = multiprocessing.get_context("spawn")  # a fork would share the client's and the backend's threads
         connection, theirs = spawn.Pipe()
-        process = spawn.Process(target=_child, args=(theirs, self._open_predictor), name="trial", daemon=True)
+        self._opened = self._open_predictor
+        process = spawn.Process(target=_child, args=(theirs, self._opened), name="trial", daemon=True)
         process.start()
         theirs.close()  # or its end would never be seen
         self._child = (process, connection)
