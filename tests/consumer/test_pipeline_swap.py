@@ -51,7 +51,7 @@ def test_models_swap_under_load(journey: MakeJourney, tiny_bundle: Bundle) -> No
 
     Each answer's predictions are those of the model that it names, and of its epoch; along each partition epochs do not fall.
     """
-    one = journey(partitions=2, batch={"max_records": 5})
+    one = journey(partitions=2, batch={"max_records": 5}, delivery={"transaction_ms": 1})
     chance = random.Random(5)
     models = [signed_model(tiny_bundle, number, 0) for number in (1, 2)]
     one.model, epochs, due = models[0], {0: "1.0.0"}, 1
