@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from consumer import serving
+from consumer.doctor import _bundle
 from consumer.errors import SettingsError
 from consumer.inference.choice import Choice
 from consumer.prediction import Predictor
@@ -126,3 +127,9 @@ def test_a_model_that_fails_its_proof_is_freed(tiny_bundle: Bundle, monkeypatch:
         open_model(Settings(), tiny_bundle, 1)
     assert len(backend.threads) == 2, "made, freed"
     assert not backend.threads[1].is_alive()
+
+
+def test_the_doctor_looks_at_what_the_pointer_names(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """`consumer doctor` says which model a service would serve, and under which epoch."""
+    settings = Settings(model=pointing(tmp_path, f'bundle = "{tiny_bundle.path}"\nepoch = 7'))
+    assert _bundle(settings).startswith("tiny@1.0.0, epoch 7, ")
