@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -72,6 +72,8 @@ def _progress(what: str) -> Iterator[None]:
 def run(config: Config = None) -> None:
     """The service: reads change events until SIGTERM, then finishes what is in flight and leaves the group.
 
+    SIGHUP looks whether another model is wanted.
+
     Example: CONSUMER_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run --config settings.toml
     """
     from consumer.service import Service
@@ -80,6 +82,7 @@ def run(config: Config = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     service = Service(_load(config, command=False))
+    signal.signal(signal.SIGHUP, lambda *_: service.reload())
     try:
         service.run(stop)
     except EnricherError as error:
@@ -113,19 +116,16 @@ def predict_command(
 
     Example: echo '{"listing_id": "a-1", "title": "A Brief History of Time"}' | python -m consumer predict -
     """
-    from consumer.inference.choice import open_backend
     from consumer.listing_files import read_listings
-    from consumer.prediction import Predictor
-    from consumer.service import load_bundle
+    from consumer.serving import open_predictor
 
     chosen = _load(config)
     if bundle is not None:
-        chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"bundle": bundle})})
-    loaded = load_bundle(chosen)
-    predictor = Predictor(loaded, open_backend(chosen.model, loaded).backend, cover_bytes_max=chosen.covers.max_bytes)
-    lines = read_listings(file, covers=covers)
-    for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
-        _print(predict.as_json_line(document))
+        chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"bundle": bundle, "pointer": None})})
+    with closing(open_predictor(chosen)) as predictor:
+        lines = read_listings(file, covers=covers)
+        for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
+            _print(predict.as_json_line(document))
 
 
 @app.command()

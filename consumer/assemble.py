@@ -1,7 +1,7 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,9 @@ def _multi(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> 
     ]
 
 
-@cache
+@lru_cache(maxsize=256)
 def _encoder(labels: tuple[str, ...]) -> LabelEncoder:
-    """One for each set of labels, for as long as the process lives: a model has a few dozen."""
+    """One for each set of labels: a model has a few dozen, and the next one may bring others."""
     return LabelEncoder(labels)
 
 

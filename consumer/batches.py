@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from consumer import codec
 from consumer.prediction import Prepared
-from consumer.records import Change, CoverUse, InputRecord, Outcome, Rejected, State
+from consumer.records import Answer, Change, CoverUse, InputRecord, Outcome, OutputRecord, Rejected, State
 from consumer.schema_registry import ParsedSchema
+
+if TYPE_CHECKING:  # it brings ONNX Runtime, which commands without a model do not need
+    from consumer.serving import ServedModel
 
 Partition = tuple[str, int]
 
@@ -24,12 +29,29 @@ class Outputs:
     dead_letter_topic: str
     dead_letter_bytes_max: int | None = None
 
+    def records(self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, enriched_at_ms: int) -> list[OutputRecord]:
+        """What is to be produced for a batch: an enriched record for each answer, then the dead letters."""
+        records = [
+            codec.enriched_record(
+                answer,
+                topic=self.enriched_topic,
+                schema=self.schema,
+                enriched_at_ms=enriched_at_ms,
+                partition=answer.record.partition if self.keep_partition else None,
+            )
+            for answer in answers
+        ]
+        return records + [
+            codec.dead_letter(one, topic=self.dead_letter_topic, bytes_max=self.dead_letter_bytes_max) for one in rejected
+        ]
+
 
 @dataclass(slots=True)
 class Batch:
     """What is known of a batch so far.
 
     Attributes:
+        model: the one that makes its features and its predictions; another may serve the batch before or after it.
         changes: decoded records that were not rejected, in the order read.
         proposed: listing id to what should be written for it; deletions and reuse by `prepare`, the rest by `predict`.
         unseen: what the model must look at, with its features.
@@ -37,6 +59,7 @@ class Batch:
         covers: listing id to whether the model sees its cover.
     """
 
+    model: "ServedModel"
     changes: list[Change]
     rejected: list[Rejected]
     proposed: dict[str, tuple[Outcome, State]]

@@ -10,7 +10,7 @@ from consumer.prediction import read_extractor
 from consumer.prediction_store import PredictionStore
 from consumer.schema_registry import SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING, LISTING
-from consumer.service import load_bundle
+from consumer.serving import load_bundle, read_wanted
 from consumer.settings import Settings
 
 TIMEOUT_S = 5.0
@@ -52,10 +52,12 @@ def _ask(subject: str, look: Callable[[], str]) -> Finding:
 
 
 def _bundle(settings: Settings) -> str:
-    bundle = load_bundle(settings)
+    wanted = read_wanted(settings.model)
+    bundle = load_bundle(settings.model, wanted)
     read_extractor(bundle)
     manifest = bundle.manifest
-    return f"{manifest.label}, epoch {manifest.epoch}, {len(manifest.tasks)} tasks, every file as the manifest says"
+    epoch = manifest.epoch if wanted.epoch is None else wanted.epoch
+    return f"{manifest.label}, epoch {epoch}, {len(manifest.tasks)} tasks, every file as the manifest says"
 
 
 def _redis(settings: Settings) -> str:

@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.cover_address import Missing
-from consumer.records import Answer, Rejected, Tombstone
+from consumer.records import Answer, ModelIdentity, Rejected, Tombstone
 
 _STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
@@ -160,10 +160,19 @@ class Metrics:
     def _name_what_runs(self) -> None:
         self.model_info = Gauge(
             "enricher_model_info",
-            "Always 1; the labels name the model that answers and what runs it.",
-            ["name", "version", "epoch", "backend"],
+            "Always 1; the labels name the model that answers, what runs it and why; `engine`: a TensorRT engine's fingerprint.",
+            ["name", "version", "epoch", "backend", "engine", "reason"],
             registry=self.registry,
         )
+        self.model_swaps = Counter(
+            "enricher_model_swaps",
+            "Other models that were asked for while the service ran, by outcome: taken_over, rolled_back (to the one before), "
+            "refused (the old one goes on), unchanged (it serves already) or superseded (by a later wish, while it was loaded).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("taken_over", "rolled_back", "refused", "unchanged", "superseded"):
+            self.model_swaps.labels(outcome)
         self.backend_fallback = Gauge(
             "enricher_backend_fallback",
             "1 when the preferred inference backend could not be used and another one runs, else 0.",
@@ -195,10 +204,10 @@ class Metrics:
             self.dead_letters.labels(one.stage.value).inc()
         self.stale_writes.inc(refused)
 
-    def set_model(self, *, name: str, version: str, epoch: int, backend: str) -> None:
-        """Names the model that answers from now on, in place of an earlier one."""
+    def set_model(self, model: ModelIdentity, *, backend: str, reason: str) -> None:
+        """Names the model that answers from now on, and what runs it and why, in place of an earlier one."""
         self.model_info.clear()
-        self.model_info.labels(name, version, str(epoch), backend).set(1)
+        self.model_info.labels(model.name, model.version, str(model.epoch), backend, model.engine or "", reason).set(1)
 
     def set_build(self, *, version: str) -> None:
         """Names the service's version."""

@@ -313,3 +313,11 @@ def only(values: Iterable[Any]) -> Any:
     found = list(values)
     assert len(found) == 1, found
     return found[0]
+
+
+def eventually(holds: Callable[[], bool], *, deadline_s: float = 10.0) -> None:
+    """Returns as soon as it holds; a test fails when that takes longer than `deadline_s`."""
+    end = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end, f"not so within {deadline_s} s"
+        time.sleep(0.001)
