@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -121,19 +121,16 @@ def predict_command(
 
     Example: echo '{"listing_id": "a-1", "title": "A Brief History of Time"}' | python -m consumer predict -
     """
-    from consumer.inference.choice import open_backend
     from consumer.listing_files import read_listings
-    from consumer.prediction import Predictor
-    from consumer.serving import load_bundle
+    from consumer.serving import open_predictor
 
     chosen = _load(config)
     if bundle is not None:
         chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"bundle": bundle, "pointer": None})})
-    loaded = load_bundle(chosen.model)
-    predictor = Predictor(loaded, open_backend(chosen.model, loaded).backend, cover_bytes_max=chosen.covers.max_bytes)
-    lines = read_listings(file, covers=covers)
-    for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
-        _print(predict.as_json_line(document))
+    with closing(open_predictor(chosen)) as predictor:
+        lines = read_listings(file, covers=covers)
+        for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
+            _print(predict.as_json_line(document))
 
 
 @app.command()

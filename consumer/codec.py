@@ -202,6 +202,7 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
             avro_long(record.partition),
             avro_long(record.offset),
             avro_long(enriched_at_ms),
+            b"\0" if state.engine is None else b"\2" + avro_string(state.engine),
         )
     )
 

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,10 +33,11 @@ _DEFAULT_CONDITIONS = ("kafka_assigned", "redis", "model")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a probe is told. `reasons` names what is wrong, condition to sentence."""
+    """What a probe is told, condition to sentence: `reasons` names what is wrong, `holds` what is well and how."""
 
     ok: bool
     reasons: dict[str, str]
+    holds: dict[str, str] = field(default_factory=dict)
 
 
 class Health:
@@ -125,7 +126,8 @@ class Health:
             reasons = {name: reason or "not so" for name, (holds, reason) in self._conditions.items() if not holds}
             if self._waiting_for is not None:
                 reasons.setdefault(self._waiting_for, "waited for")
-            return Verdict(ok=not reasons, reasons=reasons)
+            holds = {name: reason for name, (well, reason) in self._conditions.items() if well and reason}
+            return Verdict(ok=not reasons, reasons=reasons, holds=holds)
 
 
 def thread_stacks() -> dict[str, list[str]]:
@@ -228,7 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Probes are not events."""
 
     def _say_verdict(self, verdict: Verdict) -> None:
-        self._say_json(200 if verdict.ok else 503, {"ok": verdict.ok, "reasons": verdict.reasons})
+        self._say_json(
+            200 if verdict.ok else 503,
+            {"ok": verdict.ok, "reasons": verdict.reasons} | ({"holds": verdict.holds} if verdict.holds else {}),
+        )
 
     def _say_json(self, status: int, body: dict[str, Any]) -> None:
         self._say(status, "application/json", json.dumps(body).encode() + b"\n")

@@ -160,7 +160,7 @@ class Pipeline:
         for change, predictions in answered:
             key = change.listing_id
             content, cover = batch.contents[key], batch.covers[key]
-            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover)
+            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover, model.engine)
             batch.proposed[key] = (Outcome.PREDICTED, state)
         batch.rejected.extend(rejected)
 

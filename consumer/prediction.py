@@ -51,7 +51,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, backend: InferenceBackend, *, cover_bytes_max: int) -> None:
         manifest = bundle.manifest
-        self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch)
+        self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch, backend.engine)
         self._tasks = manifest.tasks
         self._extractor = read_extractor(bundle)
         self._bundle = bundle

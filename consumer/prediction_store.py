@@ -235,6 +235,8 @@ def _fields(state: State, now_ms: str) -> list[str]:
     ]
     if state.cover is not CoverUse.NONE:
         items += ("_cover", state.cover.value)
+    if state.engine is not None:
+        items += ("_engine", state.engine)
     for task, prediction in state.predictions.items():
         if task.startswith("_"):
             raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
@@ -258,6 +260,7 @@ def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
             model=fields[b"_model"].decode(),
             model_epoch=int(fields[b"_model_epoch"]),
             cover=CoverUse(fields.get(b"_cover", b"NONE").decode()),
+            engine=fields[b"_engine"].decode() if b"_engine" in fields else None,
         )
     except KeyError as error:
         raise ValueError(f"expected the field {error.args[0].decode()}, found none") from error

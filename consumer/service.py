@@ -97,12 +97,12 @@ class Service:
             http.close()
 
     def _serves(self, model: ServedModel) -> None:
-        identity, backend = model.identity, model.choice.backend.name
-        self.metrics.set_model(name=identity.name, version=identity.version, epoch=identity.epoch, backend=backend)
+        identity, choice = model.identity, model.choice
+        self.metrics.set_model(identity, backend=choice.backend.name, reason=choice.reason)
         self.metrics.set_bundle(model.bundle.digest)
-        self.metrics.backend_fallback.set(model.choice.fallback)
+        self.metrics.backend_fallback.set(choice.fallback)
         model.predictor.observe = self.metrics.drift.watch(model.bundle.manifest)
-        self.health.set_condition("model", holds=True, reason=f"{identity} on {backend}")
+        self.health.set_condition("model", holds=True, reason=f"{identity} on {choice.backend.name}: {choice.reason}")
 
     def _opens(self, model: ServedModel) -> Callable[[], Predictor]:
         return partial(open_predictor, self._settings, Wanted(model.bundle.path))

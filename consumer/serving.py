@@ -77,9 +77,17 @@ def load_bundle(settings: ModelSettings, wanted: Wanted | None = None) -> Bundle
 
 
 def open_predictor(settings: Settings, wanted: Wanted | None = None) -> Predictor:
-    """The model in another process, which has no metrics and no health (`consumer/trial.py`). Raises: SettingsError."""
+    """The model for this thread alone, for what has no metrics and no health: the trial's child, and `consumer predict`.
+
+    An engine is taken from the cache, never built: nobody waits minutes for either. Without one ONNX Runtime answers.
+
+    Raises:
+        SettingsError: see `load_bundle`.
+        BackendUnavailable: see `open_backend`.
+    """
     bundle = load_bundle(settings.model, wanted)
-    return Predictor(bundle, open_backend(settings.model, bundle).backend, cover_bytes_max=settings.covers.max_bytes)
+    backend = open_backend(settings.model, bundle, may_build=False).backend
+    return Predictor(bundle, backend, cover_bytes_max=settings.covers.max_bytes)
 
 
 @dataclass(frozen=True, slots=True)

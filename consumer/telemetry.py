@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.cover_address import Missing
 from consumer.drift import Drift
-from consumer.records import Answer, Rejected, Tombstone
+from consumer.records import Answer, ModelIdentity, Rejected, Tombstone
 
 _STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
@@ -256,8 +256,8 @@ class Metrics:
     def _name_what_runs(self) -> None:
         self.model_info = Gauge(
             "enricher_model_info",
-            "Always 1; the labels name the model that answers and what runs it.",
-            ["name", "version", "epoch", "backend"],
+            "Always 1; the labels name the model that answers, what runs it and why; `engine`: a TensorRT engine's fingerprint.",
+            ["name", "version", "epoch", "backend", "engine", "reason"],
             registry=self.registry,
         )
         self.model_swaps = Counter(
@@ -306,10 +306,10 @@ class Metrics:
             self.dead_letters.labels(one.stage.value, reason_class(one)).inc()
         self.stale_writes.inc(refused)
 
-    def set_model(self, *, name: str, version: str, epoch: int, backend: str) -> None:
-        """Names the model that answers from now on, in place of an earlier one."""
+    def set_model(self, model: ModelIdentity, *, backend: str, reason: str) -> None:
+        """Names the model that answers from now on, and what runs it and why, in place of an earlier one."""
         self.model_info.clear()
-        self.model_info.labels(name, version, str(epoch), backend).set(1)
+        self.model_info.labels(model.name, model.version, str(model.epoch), backend, model.engine or "", reason).set(1)
 
     def count_lookups(self, *, hits: int, misses: int) -> None:
         """A batch's content hashes that the store knew, and those that it did not."""

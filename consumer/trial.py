@@ -28,7 +28,7 @@ from consumer.schemas import ParsedSchema, UnknownSchema
 log = structlog.get_logger(__name__)
 
 SECONDS_PER_RECORD = 10.0
-START_SECONDS = 120.0  # a cold engine is deserialized, or built, in it
+START_SECONDS = 120.0  # an engine is deserialized in it, never built
 MEMORY_BYTES = 4 * 2**30  # what one record may ask for beyond what the warm model holds
 DEATHS_OF_THE_GUILTY = 2
 
@@ -151,14 +151,14 @@ def _child(connection: Connection, open_predictor: Callable[[], Predictor]) -> N
     os.setsid()  # Ctrl-C at a terminal is for the service, which then ends this
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go when memory is short
-    predictor = open_predictor()
-    predictor.warm_up()
-    _limit_memory()
-    connection.send((None,))
-    with contextlib.suppress(EOFError):  # the service is gone, or needs no more
-        while True:
-            record, schemas = connection.recv()
-            connection.send((_judged(record, schemas, predictor, connection.send),))
+    with contextlib.closing(open_predictor()) as predictor:
+        predictor.warm_up()
+        _limit_memory()
+        connection.send((None,))
+        with contextlib.suppress(EOFError):  # the service is gone, or needs no more
+            while True:
+                record, schemas = connection.recv()
+                connection.send((_judged(record, schemas, predictor, connection.send),))
 
 
 def _judged(record: InputRecord, schemas: Schemas, predictor: Predictor, now_in: Callable[[Stage], None]) -> Verdict:

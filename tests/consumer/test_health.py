@@ -166,14 +166,16 @@ def get(server: HttpServer, path: str) -> tuple[int, str, str]:
 
 
 def test_probes_are_answered_with_their_reasons(server: HttpServer, health: Health, clock: Clock) -> None:
-    """/livez and /readyz answer 200 or 503, and name the reasons in JSON."""
+    """/livez and /readyz answer 200 or 503, and name the reasons in JSON; /readyz also what runs the model, and why."""
     health.beat(unfinished=1)
     status, content_type, body = get(server, "/livez")
     assert (status, content_type, json.loads(body)) == (200, "application/json", {"ok": True, "reasons": {}})
     status, _, body = get(server, "/readyz?verbose")
     assert (status, json.loads(body)["reasons"]["redis"]) == (503, "starting")
     all_holds(health)
-    assert get(server, "/readyz")[0] == 200
+    health.set_condition("model", True, "books@1.0.0 on onnxruntime: model.backend asks for it")
+    status, _, body = get(server, "/readyz")
+    assert (status, json.loads(body)["holds"]) == (200, {"model": "books@1.0.0 on onnxruntime: model.backend asks for it"})
     clock.wait(STALL_SECONDS + 1)
     assert get(server, "/livez")[0] == 503
 

@@ -92,6 +92,14 @@ def test_what_became_of_the_cover_is_kept(store: PredictionStore, cover: CoverUs
     assert store.read(["bd-1"]) == [state]
 
 
+def test_the_engine_that_predicted_is_kept(store: PredictionStore) -> None:
+    """The engine's fingerprint comes back as it was written, also for a prediction that still holds."""
+    state = replace(novel(), engine="0123456789abcdef0123456789abcdef")
+    store.write([state], now_ms=NOW_MS)
+    assert store.read(["bd-1"]) == [state]
+    assert store.unchanged({"bd-1": state.content}, model_epoch=state.model_epoch) == {"bd-1": state}
+
+
 def test_what_was_written_is_read(store: PredictionStore) -> None:
     """What was written is read, number for number and character for character."""
     assert store.write([novel("a"), Tombstone("b", 4)], now_ms=NOW_MS) == [novel("a"), Tombstone("b", 4)]

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import generate_latest
 
 from consumer import codec
-from consumer.records import InputRecord, Rejected, Stage
+from consumer.records import InputRecord, ModelIdentity, Rejected, Stage
 from consumer.schema_registry import UnknownSchema
 from consumer.telemetry import Metrics, configure_logging, reason_class
 from consumer.traces import Traces
@@ -185,12 +185,12 @@ def test_a_stage_is_timed_also_when_it_fails() -> None:
 def test_the_model_that_answers_is_the_only_one_named() -> None:
     """After a new model was set, the old one's series is gone."""
     metrics = Metrics()
-    metrics.set_model(name="books", version="1.0.0", epoch=1, backend="onnxruntime")
-    metrics.set_model(name="books", version="1.1.0", epoch=2, backend="tensorrt")
+    metrics.set_model(ModelIdentity("books", "1.0.0", 1), backend="onnxruntime", reason="no TensorRT: no GPU")
+    metrics.set_model(ModelIdentity("books", "1.1.0", 2, "c0ffee"), backend="tensorrt", reason="c0ffee fits")
     metrics.set_build(version="0.1.0")
     lines = generate_latest(metrics.registry).decode().splitlines()
     assert [line for line in lines if line.startswith("enricher_model_info{")] == [
-        'enricher_model_info{backend="tensorrt",epoch="2",name="books",version="1.1.0"} 1.0'
+        'enricher_model_info{backend="tensorrt",engine="c0ffee",epoch="2",name="books",reason="c0ffee fits",version="1.1.0"} 1.0'
     ]
 
 

@@ -19,23 +19,12 @@ from consumer.inference.device import Device
 from consumer.inference.tensorrt import PARTS, SLOTS, TensorRtBackend, WrongEngine, open_engine
 from model.bundle import Bundle, Manifest
 from tests.consumer.inference.contract import BATCH_MAX, BackendContract, Golden, assert_same, some_rows
+from tests.consumer.inference.stand_in_engines import a_plan
 from tests.software_cuda import stand_in
 from tests.software_cuda.control import CudaError, SoftCuda
 
 FINGERPRINT = "0123456789abcdef0123456789abcdef"
 Opener = Callable[..., TensorRtBackend]
-
-
-def a_plan(
-    bundle: Bundle, *, tuned: int = BATCH_MAX, largest: int = BATCH_MAX, tokens: int | None = None, graph: bytes | None = None
-) -> bytes:
-    """The bundle's graph as an engine of the stand-in, every row as wide as the bundle's features may be."""
-    width = tokens or bundle.manifest.features.tokens_max
-    rows = {
-        spec.name: tuple(width if size == "tokens" else int(size) for size in spec.shape[1:]) for spec in bundle.manifest.inputs
-    }
-    profile = {name: tuple((size, *row) for size in (1, tuned, largest)) for name, row in rows.items()}
-    return stand_in.make_plan(graph or bundle.graph_path.read_bytes(), profile)
 
 
 @pytest.fixture
