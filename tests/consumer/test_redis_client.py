@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
@@ -128,4 +129,23 @@ def test_one_node_that_answers_is_enough_to_find_the_cluster(redis_cluster: Redi
     gone = f"127.0.0.1:{free_port()}"
     store = a_store(f"redis+cluster://{gone},{redis_cluster.nodes[2].address}", redis_prefix)
     assert store.write([novel("a"), novel("b"), novel("c")], now_ms=NOW_MS) == [novel("a"), novel("b"), novel("c")]
+    store.close()
+
+
+def test_the_guard_holds_while_a_slot_moves(redis_cluster: RedisCluster, redis_prefix: str) -> None:
+    """Before, on the way (ASK) and after (MOVED): what is older is refused, what is newer and what is new is written, there."""
+    store = a_store(redis_cluster.url, redis_prefix)
+    key = f"{redis_prefix}{{bd-1}}"
+    store.write([novel(version=5)], now_ms=NOW_MS)
+    slot = key_slot(key.encode())
+    source, target = redis_cluster.begin_move(slot)
+    assert store.write([novel(version=4)], now_ms=NOW_MS) == [novel(version=5)]
+    redis_cluster.move_keys(slot, source, target)
+    assert store.write([novel(version=4)], now_ms=NOW_MS) == [novel(version=5)]
+    assert store.write([novel(version=6)], now_ms=NOW_MS) == [novel(version=6)]
+    assert store.read(["bd-1"]) == [novel(version=6)]
+    redis_cluster.end_move(slot, source, target)
+    assert store.write([novel(version=5)], now_ms=NOW_MS) == [novel(version=6)]
+    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3) == {"bd-1": novel(version=6)}
+    assert redis_cluster.ask(target, "EXISTS", key) == 1
     store.close()

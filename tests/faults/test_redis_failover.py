@@ -1,5 +1,6 @@
 """A Redis Cluster whose primaries die and whose slots move, and a single Redis with a replica: under load, on real servers."""
 
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,14 +24,19 @@ from tests.infrastructure.start import started
 from tests.journey.running import Surroundings, wait_until
 from tests.journey.test_rebuild import rebuild
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # A reader of the test's own (redis-py) leaves a socket to a node that died to the garbage collector; which one is not found.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture
-def on_cluster(surroundings: Surroundings, redis_cluster: RedisCluster) -> Surroundings:
+def on_cluster(surroundings: Surroundings, redis_cluster: RedisCluster) -> Iterator[Surroundings]:
     """The surroundings of `load` and `watcher`, their store being the cluster; ask for it before those."""
     surroundings.redis_url = redis_cluster.url
-    return surroundings
+    yield surroundings
+    gc.collect()  # here, where the warning is expected, and not in somebody else's test
 
 
 @pytest.mark.short_form
@@ -65,13 +71,16 @@ def test_slots_that_move_under_load_lose_nothing(
     with Replica(on_cluster) as service:
         service.wait_assigned()
         goes_on(on_cluster, service, time.monotonic(), "start")
-        asked = redis_cluster.calls("asking")
+        before = redis_cluster.sent_on("evalsha")
         slots = sorted({key_slot(f"{on_cluster.redis_prefix}{{{one}}}".encode()) for one in load.listing_ids()})
         for _ in range(rounds(1)):
             for slot in slots:
-                redis_cluster.move(slot, halfway_s=0.05)
-        followed = redis_cluster.calls("asking") - asked
-        goes_on(on_cluster, service, time.monotonic(), f"{len(slots)} slots moved, {followed} times ASK")
+                source, target = redis_cluster.begin_move(slot)
+                redis_cluster.move_keys(slot, source, target)
+                time.sleep(0.05)  # what is written now is asked for there
+                redis_cluster.end_move(slot, source, target)
+        followed = redis_cluster.sent_on("evalsha") - before
+        goes_on(on_cluster, service, time.monotonic(), f"{len(slots)} slots moved, {followed} writes sent on")
         assert followed > 0, "no write met a slot on its way: nothing is tested"
         prove(on_cluster, load, f"{len(slots)} slots of the cluster moved")
         assert service.terminate() == 0
@@ -135,6 +144,7 @@ def pair(infrastructure: Choice) -> Iterator[tuple[RedisServer, RedisServer]]:
     yield primary, replica
     primary.remove()
     replica.remove()
+    gc.collect()
 
 
 @pytest.mark.short_form

@@ -130,28 +130,33 @@ class RedisCluster:
         ports = {port for _, _, (_, port, *_), *_ in self.ask(self.nodes[1], "CLUSTER SLOTS")}
         return [self._at(port) for port in sorted(ports)]
 
-    def calls(self, command: str) -> int:
-        """How often the nodes were told this command since they started."""
+    def sent_on(self, command: str) -> int:
+        """How often the nodes answered this command with a redirection, or another refusal, since they started."""
         found = 0
         for node in self.nodes:
             with self.client(node) as client:
-                found += client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"]
+                found += client.info("commandstats").get(f"cmdstat_{command}", {"rejected_calls": 0})["rejected_calls"]
         return found
 
-    def move(self, slot: int, *, halfway_s: float) -> None:
-        """Leads a slot to the next primary, as resharding does; for some time half of it is there, half here."""
+    def begin_move(self, slot: int) -> tuple[RedisServer, RedisServer]:
+        """From where to where: from now on what the slot lacks here is asked for there (ASK)."""
         source = self.owner(slot)
         primaries = self.primaries()
         target = primaries[(primaries.index(source) + 1) % len(primaries)]
-        source_id, target_id = self.node_id(source), self.node_id(target)
-        self.ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", source_id)
-        self.ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+        self.ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", self.node_id(source))
+        self.ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", self.node_id(target))
+        return source, target
+
+    def move_keys(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """What the slot holds here is there afterwards."""
         while keys := self.ask(source, "CLUSTER GETKEYSINSLOT", slot, 100):
             for key in keys:
                 self.ask(source, "MIGRATE", HOST, target.address.rpartition(":")[2], key, 0, 5_000)
-        time.sleep(halfway_s)  # what is written now is asked for there: ASK
-        for node in (target, source, *(each for each in primaries if each not in (source, target))):
-            self.ask(node, "CLUSTER SETSLOT", slot, "NODE", target_id)
+
+    def end_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """The slot is the target's (MOVED)."""
+        for node in (target, source, *(each for each in self.primaries() if each not in (source, target))):
+            self.ask(node, "CLUSTER SETSLOT", slot, "NODE", self.node_id(target))
 
     def _at(self, port: int) -> RedisServer:
         return next(node for node in self.nodes if node.address.endswith(f":{port}"))
