@@ -29,6 +29,7 @@ class Outputs:
     keep_partition: bool
     dead_letter_topic: str
     dead_letter_bytes_max: int | None = None
+    batch_bytes_max: int | None = None  # the least `max.message.bytes` of the two topics
 
     def records(
         self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, enriched_at_ms: int, trace: BatchTrace

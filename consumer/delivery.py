@@ -22,6 +22,7 @@ from consumer.settings import DeliverySettings, KafkaSettings
 log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_S = 10.0
+BATCH_BYTES = 1_000_000  # the client's default of `batch.size`
 SILENCE_S_MAX = 30.0  # how long one producer is asked without an answer before another is
 OVERTIME_S = 2.0  # how much later than its time-out a call may come back
 # Shorter than the usual minute: an open transaction of a killed process hides what follows it from readers until it times out.
@@ -247,13 +248,24 @@ Delivery = ExactlyOnce | AtLeastOnce
 
 
 def open_delivery(
-    kafka: KafkaSettings, delivery: DeliverySettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None
+    kafka: KafkaSettings,
+    delivery: DeliverySettings,
+    *,
+    source: KafkaSource,
+    batch_bytes_max: int | None = None,
+    statistics: Mapping[str, Any] | None = None,
 ) -> Delivery:
     """The guarantee that the settings ask for; `statistics` as of `KafkaSource`.
+
+    Args:
+        batch_bytes_max: the least `max.message.bytes` of the topics written to. The broker holds it against whole batches, so
+            many small records together must not exceed it either.
 
     Raises:
         DependencyUnavailable: the transaction coordinator did not answer.
     """
+    if batch_bytes_max is not None and batch_bytes_max < BATCH_BYTES:
+        kafka = kafka.model_copy(update={"properties": {"batch.size": batch_bytes_max, **kafka.properties}})
     if delivery.guarantee == "exactly_once":
         return ExactlyOnce(kafka, source=source, statistics=statistics)
     return AtLeastOnce(kafka, source=source, statistics=statistics)

@@ -271,11 +271,14 @@ class Pipeline:
             elif self._in_flight:
                 wait([self._in_flight[0].batch], timeout=self._wait_s())
             self._finish_done()
-            if self._positions and time.monotonic() >= self._open_since_s + self._settings.delivery.transaction_ms / 1000:
-                self.commit()
+            self._commit_when_due()
         except TransactionAborted as error:
             self._rewind(str(error))
         self._health.beat(unfinished=self._unfinished())
+
+    def _commit_when_due(self) -> None:
+        if self._positions and time.monotonic() >= self._open_since_s + self._settings.delivery.transaction_ms / 1000:
+            self.commit()
 
     def _poll(self) -> list[InputRecord]:
         batch = self._settings.batch
@@ -302,8 +305,15 @@ class Pipeline:
         return min(IDLE_S, max(0.0, due_s - time.monotonic()))
 
     def _start(self, records: Sequence[InputRecord], model: ServedModel) -> None:
-        for part in split_by_cost(records, self._settings.batch.max_cost):
-            generations = {p: self._source.generation(p) for p in {partition_of(record) for record in part}}
+        parts = split_by_cost(records, self._settings.batch.max_cost)
+        # Before any of them waits: what a partition that goes and comes back meanwhile brings is read again.
+        begun = [{p: self._source.generation(p) for p in {partition_of(record) for record in part}} for part in parts]
+        for part, generations in zip(parts, begun, strict=True):
+            while len(self._in_flight) >= self._settings.batch.max_in_flight:
+                wait([self._in_flight[0].batch], timeout=self._wait_s())
+                self._stay_alive()
+                self._finish_done()
+                self._commit_when_due()
             trace = self._traces.begin(part)
             prepared = self._prepare_thread.submit(trace.run, self.prepare, part, generations, model)
             predicted = model.thread.submit(trace.run, self._predict_prepared, prepared)

@@ -136,10 +136,14 @@ class Service:
             statistics=ClientStatistics("consumer", self.metrics).settings(),
         )
         try:
-            told = ClientStatistics("producer", self.metrics).settings()
-            delivery = self._await(
-                stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source, statistics=told)
+            opening = partial(
+                open_delivery,
+                settings.kafka,
+                settings.delivery,
+                batch_bytes_max=outputs.batch_bytes_max,
+                statistics=ClientStatistics("producer", self.metrics).settings(),
             )
+            delivery = self._await(stop, "kafka", lambda: opening(source=source))
             if delivery is None:
                 return
             pipeline = Pipeline(
@@ -211,7 +215,7 @@ def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
             output=counts[kafka.output_topic],
             effect="answers are placed by the client's hash of their key",
         )
-    sizes = message_bytes_max(kafka, (kafka.input_topic, kafka.dead_letter_topic), timeout_s=KAFKA_TIMEOUT_S)
+    sizes = message_bytes_max(kafka, topics, timeout_s=KAFKA_TIMEOUT_S)
     bytes_max = sizes.get(kafka.dead_letter_topic)
     if bytes_max is not None and bytes_max < sizes.get(kafka.input_topic, 0):
         log.warning(
@@ -227,4 +231,5 @@ def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
         keep_partition=keep,
         dead_letter_topic=kafka.dead_letter_topic,
         dead_letter_bytes_max=bytes_max,
+        batch_bytes_max=min((sizes[topic] for topic in topics[1:] if topic in sizes), default=None),
     )

@@ -15,7 +15,7 @@ from consumer.delivery import AtLeastOnce, ExactlyOnce
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
 from consumer.kafka import KafkaSource
 from consumer.records import OutputRecord
-from consumer.settings import KafkaSettings
+from consumer.settings import DeliverySettings, KafkaSettings
 
 RECORD = OutputRecord("out", b"key", b"value", ())
 POSITIONS = {("in", 0): 7}
@@ -27,7 +27,10 @@ class ScriptedProducer:
     calls: list[str]
     script: dict[str, list[Callable[[], None]]]
 
+    settings: dict[str, Any]
+
     def __init__(self, settings: dict[str, Any]) -> None:
+        type(self).settings = settings
         self.failed = settings.get("on_delivery", lambda *_: None)
         self._call("new")
 
@@ -321,3 +324,12 @@ def test_at_least_once_ends_the_process_when_its_producer_is_broken(calls: list[
     one, _, _ = at_least_once(calls)
     with pytest.raises(Fenced):
         one.send([RECORD])
+
+
+@pytest.mark.parametrize(("bytes_max", "size"), [(None, None), (20_000_000, None), (5_000, 5_000)])
+def test_a_batch_of_small_records_fits_into_the_topic_that_takes_least(
+    calls: list[str], bytes_max: int | None, size: int | None
+) -> None:
+    """The broker holds `max.message.bytes` against whole batches: many small dead letters would be refused together."""
+    delivery.open_delivery(KafkaSettings(), DeliverySettings(), source=cast("KafkaSource", Member()), batch_bytes_max=bytes_max)
+    assert ScriptedProducer.settings.get("batch.size") == size

@@ -108,7 +108,8 @@ class Surroundings:
             **self.overrides,
             **overrides,
         }
-        return {f"CONSUMER_{name}": value for name, value in values.items()}
+        # Of a variable and its _FILE only one may be there.
+        return {f"CONSUMER_{name}": value for name, value in values.items() if f"{name}_FILE" not in values}
 
     def settings(self, **overrides: str) -> Settings:
         """The same as validated settings, for code that runs in the test's process."""
