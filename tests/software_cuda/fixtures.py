@@ -1,11 +1,14 @@
-"""Fixtures for tests on the software CUDA driver; a conftest imports those it needs.
+"""Fixtures for tests on the software CUDA driver; a conftest imports all of them, or those it needs and what they need.
 
-pycuda binds to the driver once, when it is imported: all tests of a process share both, reset before each test.
+pycuda binds to the driver once, when it is imported: all tests of a process share both, the driver reset before each test. Other
+tests do not see pycuda.
 """
 
 import gc
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -17,44 +20,64 @@ from tests.software_cuda.build import build
 from tests.software_cuda.control import SoftCuda
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The driver, and the modules of the real pycuda by name."""
+
+    driver: SoftCuda
+    pycuda: Mapping[str, ModuleType]
+
+
 @pytest.fixture(scope="session")
-def loaded_soft_cuda() -> SoftCuda:
-    """The driver, with the real pycuda importable from the cache."""
+def loaded_soft_cuda() -> Loaded:
+    """What a process can load only once."""
     try:
         built = build()
     except SetupError as reason:
         pytest.skip(str(reason))
     driver = SoftCuda(built.library)
-    sys.path.append(str(built.packages))
-    return driver
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(built.packages)
+        importlib.import_module("pycuda.driver")
+    names = [name for name in sys.modules if name.partition(".")[0] == "pycuda"]
+    return Loaded(driver, {name: sys.modules.pop(name) for name in names})
 
 
 @pytest.fixture
-def soft_cuda(loaded_soft_cuda: SoftCuda) -> Iterator[SoftCuda]:
-    """The driver as if just loaded. After the test nothing may be live, and no rule may have been broken.
+def soft_cuda(loaded_soft_cuda: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftCuda]:
+    """The driver as if just loaded, and pycuda importable. After the test nothing may be live, and no rule may have been broken.
 
     Release what the test made before it ends. Where a rule is broken on purpose: `soft_cuda.take_violations()`.
     """
-    gc.collect()  # pycuda objects that an earlier test left in cycles would be freed into this one
-    loaded_soft_cuda.reset()
-    yield loaded_soft_cuda
-    loaded_soft_cuda.let_streams_go()
-    gc.collect()
-    found = {"not freed": loaded_soft_cuda.live(), "violations": loaded_soft_cuda.violations()}
-    loaded_soft_cuda.reset()
+    for name, module in loaded_soft_cuda.pycuda.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    driver = loaded_soft_cuda.driver
+    driver.reset()
+    yield driver
+    driver.let_streams_go()
+    if driver.live():  # an exception that was caught keeps its frames, and what they made
+        gc.collect()
+    found = {"not freed": driver.live(), "violations": driver.violations()}
+    driver.reset()
     assert found == {"not freed": [], "violations": []}, found
 
 
 @pytest.fixture
-def pycuda_driver(soft_cuda: SoftCuda) -> Iterator[Any]:
-    """The real `pycuda.driver` with the primary context current on the test's thread."""
-    import pycuda.driver as cuda  # not before the driver is loaded
+def pycuda_module(soft_cuda: SoftCuda) -> Any:
+    """The real `pycuda.driver`, not initialized."""
+    return importlib.import_module("pycuda.driver")
 
+
+@pytest.fixture
+def pycuda_driver(pycuda_module: Any, soft_cuda: SoftCuda) -> Iterator[Any]:
+    """The real `pycuda.driver` with the primary context current on the test's thread."""
+    cuda = pycuda_module
     cuda.init()
     context = cuda.Device(0).retain_primary_context()
     context.push()
     yield cuda
-    gc.collect()  # an exception that was caught keeps its frames, and what they made
+    if len(soft_cuda.live()) > 1:  # more than the context
+        gc.collect()
     context.pop()
     context.detach()
 

@@ -49,7 +49,7 @@ class ILogger:
 
     Severity = Severity
 
-    def log(self, severity: Severity, message: str) -> None:
+    def log(self, severity: IntEnum, message: str) -> None:
         raise NotImplementedError("ILogger.log is pure virtual")
 
 
@@ -61,7 +61,7 @@ class Logger(ILogger):
     def __init__(self, min_severity: Severity = Severity.WARNING) -> None:
         self.min_severity = min_severity
 
-    def log(self, severity: Severity, message: str) -> None:
+    def log(self, severity: IntEnum, message: str) -> None:
         if severity <= self.min_severity:
             print(f"[stand-in TensorRT] {severity.name}: {message}", file=sys.stderr)
 
@@ -154,13 +154,15 @@ def _cuda() -> SoftCuda:
     return _state.cuda
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _run_job(number: int) -> None:
     try:
         _state.jobs.pop(number)()
     except BaseException as error:  # noqa: BLE001  # ctypes would drop it
         _state.errors.append(error)
         _cuda().break_device(CudaError.LAUNCH_FAILED)
+
+
+_RUN_JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_run_job)
 
 
 class _DeviceMemory:
@@ -174,6 +176,10 @@ class _DeviceMemory:
     def __del__(self) -> None:
         if self.error == 0 and self._resets == _cuda().resets:  # else a test that failed kept it, and the driver freed it
             _cuda().library.cuMemFree_v2(self._pointer)
+
+
+def _shapes(smallest: list[int], best: list[int], largest: list[int]) -> tuple[Shape, Shape, Shape]:
+    return tuple(smallest), tuple(best), tuple(largest)
 
 
 class Runtime:
@@ -192,7 +198,7 @@ class Runtime:
             return None
         try:
             head, _, graph = plan[len(_MAGIC) :].partition(b"\n")
-            profile = {name: tuple(map(tuple, shapes)) for name, shapes in json.loads(head).items()}
+            profile: Profile = {name: _shapes(*shapes) for name, shapes in json.loads(head).items()}
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
             options.log_severity_level = 4
@@ -219,7 +225,7 @@ class ICudaEngine:
         self._memory = memory
         inputs = {each.name: (each, TensorIOMode.INPUT) for each in session.get_inputs()}
         outputs = {each.name: (each, TensorIOMode.OUTPUT) for each in session.get_outputs()}
-        self._tensors = {**inputs, **outputs}
+        self._tensors: dict[str, tuple[Any, TensorIOMode]] = {**inputs, **outputs}
 
     @property
     def num_io_tensors(self) -> int:
@@ -317,7 +323,7 @@ class IExecutionContext:
         number = next(_job_numbers)
         shapes = {name: self.get_tensor_shape(name) for name in self.engine._tensors}
         _state.jobs[number] = _pass(self.engine, shapes, dict(self._addresses))
-        code = int(_cuda().library.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), _run_job, ctypes.c_void_p(number)))
+        code = int(_cuda().library.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), _RUN_JOB, ctypes.c_void_p(number)))
         if code != 0:
             del _state.jobs[number]
             return self._refuse(f"enqueueV3: CUDA error {code}")
@@ -358,4 +364,5 @@ def _on_device(dtype: np.dtype[Any], shape: Shape, address: int) -> Any:
     found = _cuda().view(address, size)
     if found is None:
         return None
-    return np.frombuffer((ctypes.c_char * size).from_address(found), dtype=dtype).reshape(shape)
+    memory: Any = (ctypes.c_char * size).from_address(found)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)

@@ -1,7 +1,8 @@
 /* Streams and events of the software CUDA driver.
  *
  * Each stream has a thread that does its work in order, beside the other streams. An idle stream starts late, on purpose, so that
- * a result which nobody waited for is not there. The default stream is simpler than CUDA's: its work is done when the call returns.
+ * a result which nobody waited for is not there. The default stream is simpler than CUDA's: its work is done when the call
+ * returns.
  */
 
 #define _GNU_SOURCE
@@ -277,13 +278,14 @@ EXPORTED CUresult cuEventRecord(CUevent event, CUstream stream) {
     ENTER("cuEventRecord", INITIALIZED | CONTEXT);
     if (!is_event(event))
         return no_handle("cuEventRecord", "event");
+    if (stream == NULL && has_work(0)) { /* it must not wait: pycuda holds the interpreter's lock, which the work may need */
+        violation("cuEventRecord: this driver has no event on the default stream while other streams have work");
+        return leave(CUDA_ERROR_NOT_SUPPORTED);
+    }
     if (stream == NULL) {
-        event->pending++;
-        drain(0);
         event->completed = ++event->recorded;
         event->at_ns = now_ns();
-        done_with(event);
-        return leave(sticky);
+        return leave(CUDA_SUCCESS);
     }
     CUresult queued = queue(stream, (struct op){.name = "cuEventRecord", .work = RECORD, .event = event,
                                                 .ticket = event->recorded + 1});

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ class Collector(stand_in.ILogger):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def log(self, severity: stand_in.Severity, message: str) -> None:
+    def log(self, severity: IntEnum, message: str) -> None:
         self.lines.append(f"{severity.name}: {message}")
 
 
