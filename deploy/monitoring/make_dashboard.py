@@ -150,6 +150,12 @@ ROWS = {
                 "fallback": "sum(<enricher_backend_fallback>)",
             },
         ),
+        Panel(
+            "Models asked for while it runs",
+            "short",
+            "In the last quarter of an hour; one that was refused leaves the former to answer.",
+            {"{{outcome}}": "sum by (outcome) (increase(<enricher_model_swaps_total>[15m]))"},
+        ),
     ],
     "What comes in and what is said of it": [
         Panel(
