@@ -99,7 +99,7 @@ class Service:
     def _serves(self, model: ServedModel) -> None:
         identity, backend = model.identity, model.choice.backend.name
         self.metrics.set_model(name=identity.name, version=identity.version, epoch=identity.epoch, backend=backend)
-        self.metrics.set_bundle(model.bundle.digest)
+        self.metrics.set_bundle(model.bundle.digest, engine=model.choice.backend.engine)
         self.metrics.backend_fallback.set(model.choice.fallback)
         model.predictor.observe = self.metrics.drift.watch(model.bundle.manifest)
         self.health.set_condition("model", holds=True, reason=f"{identity} on {backend}")

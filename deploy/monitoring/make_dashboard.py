@@ -145,7 +145,7 @@ ROWS = {
             "Replicas by model, engine, bundle and version; more than one of a kind only while a rollout lasts.",
             {
                 "{{name}}@{{version}} {{epoch}} {{backend}}": "count by (name, version, epoch, backend) (<enricher_model_info>)",
-                "bundle {{sha256}}": "count by (sha256) (<enricher_bundle_info>)",
+                "bundle {{sha256}} {{engine}}": "count by (sha256, engine) (<enricher_bundle_info>)",
                 "service {{version}}, Python {{python}}": "count by (version, python) (<enricher_build_info>)",
                 "fallback": "sum(<enricher_backend_fallback>)",
             },
