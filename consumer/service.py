@@ -99,7 +99,7 @@ class Service:
     def _serves(self, model: ServedModel) -> None:
         identity, choice = model.identity, model.choice
         self.metrics.set_model(identity, backend=choice.backend.name, reason=choice.reason)
-        self.metrics.set_bundle(model.bundle.digest)
+        self.metrics.set_bundle(model.bundle.digest, engine=choice.backend.engine)
         self.metrics.backend_fallback.set(choice.fallback)
         model.predictor.observe = self.metrics.drift.watch(model.bundle.manifest)
         self.health.set_condition("model", holds=True, reason=f"{identity} on {choice.backend.name}: {choice.reason}")

@@ -276,8 +276,9 @@ class Metrics:
         )
         self.bundle_info = Gauge(
             "enricher_bundle_info",
-            "Always 1; the label is the start of the sha256 of the manifest of the bundle that answers.",
-            ["sha256"],
+            "Always 1; the labels are the start of the sha256 of the manifest of the bundle that answers, and of its engine's "
+            "fingerprint, which is empty where the graph itself runs.",
+            ["sha256", "engine"],
             registry=self.registry,
         )
         self.build_info = Gauge(
@@ -316,10 +317,10 @@ class Metrics:
         self.content_lookups.labels("hit").inc(hits)
         self.content_lookups.labels("miss").inc(misses)
 
-    def set_bundle(self, sha256: str) -> None:
-        """Names the bundle that answers from now on, by its manifest's digest."""
+    def set_bundle(self, sha256: str, *, engine: str | None) -> None:
+        """Names the bundle that answers from now on, by its manifest's digest, and the engine made of it, if any."""
         self.bundle_info.clear()
-        self.bundle_info.labels(sha256[:12]).set(1)
+        self.bundle_info.labels(sha256[:12], (engine or "")[:12]).set(1)
 
     def set_build(self, *, version: str) -> None:
         """Names the service's version."""

@@ -145,10 +145,16 @@ ROWS = {
             "Replicas by model, engine, bundle and version; more than one of a kind only while a rollout lasts.",
             {
                 "{{name}}@{{version}} {{epoch}} {{backend}}": "count by (name, version, epoch, backend) (<enricher_model_info>)",
-                "bundle {{sha256}}": "count by (sha256) (<enricher_bundle_info>)",
+                "bundle {{sha256}} {{engine}}": "count by (sha256, engine) (<enricher_bundle_info>)",
                 "service {{version}}, Python {{python}}": "count by (version, python) (<enricher_build_info>)",
                 "fallback": "sum(<enricher_backend_fallback>)",
             },
+        ),
+        Panel(
+            "Models asked for while it runs",
+            "short",
+            "In the last quarter of an hour; one that was refused leaves the former to answer.",
+            {"{{outcome}}": "sum by (outcome) (increase(<enricher_model_swaps_total>[15m]))"},
         ),
     ],
     "What comes in and what is said of it": [

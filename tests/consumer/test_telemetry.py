@@ -194,6 +194,17 @@ def test_the_model_that_answers_is_the_only_one_named() -> None:
     ]
 
 
+def test_the_bundle_and_its_engine_are_named_by_their_digests() -> None:
+    """The start of both digests; no engine where the graph itself runs, and only the last that was set."""
+    metrics = Metrics()
+    metrics.set_bundle("ab" * 32, engine="cd" * 32)
+    metrics.set_bundle("01" * 32, engine=None)
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    assert [line for line in lines if line.startswith("enricher_bundle_info{")] == [
+        'enricher_bundle_info{engine="",sha256="010101010101"} 1.0'
+    ]
+
+
 def test_lag_is_that_of_the_assigned_partitions() -> None:
     """A partition that was given away shows no lag any more."""
     metrics = Metrics()
