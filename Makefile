@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench bench-latency train images lock clean
+.PHONY: help setup setup-dev demo test faults check bench bench-latency train images sbom chart-schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -65,6 +65,9 @@ train: setup-dev  ## the bundle that ships, from the data in DATA
 
 images:  ## the images of deploy/
 	@docker build --network=host -f deploy/Dockerfile.cpu -t listing-enricher:cpu .
+
+chart-schema:  ## the service's settings into the chart's values.schema.json
+	@$(PY) -m tests.kubernetes.values_schema
 
 lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
 	@$(LOCK) pyproject.toml -o requirements/service.txt

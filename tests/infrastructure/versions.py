@@ -6,6 +6,7 @@ KAFKA = "4.3.1"
 REDIS = "8.0.2"  # what Debian 13 has, so the official image and the home-built one are the same version
 REGISTRY = "3.3.3"
 TENSORRT_RTX = "1.7.1.116"
+HELM = "v3.22.0"
 
 
 class Service(StrEnum):
