@@ -115,7 +115,7 @@ def test_no_password_stands_in_the_config_map_or_the_pod() -> None:
 
 
 def test_a_gpu_is_asked_for_with_all_that_belongs_to_it() -> None:
-    """Resource, toleration, runtime class, selector, the engine built before the service starts, both from one bundle and cache."""
+    """Resource, toleration, runtime class, selector, the engine built before the service starts."""
     spec = pod(with_file("gpu"))
     [engine] = spec["initContainers"]
     service = spec["containers"][0]
