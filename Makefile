@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench bench-latency train images image-gpu sbom chart-schema lock clean
+.PHONY: help setup setup-dev demo test test-kubernetes faults check bench bench-latency train images image-gpu sbom chart-schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -51,6 +51,10 @@ check: setup-dev  ## lint, format, types, import rules, known vulnerabilities of
 faults: setup-dev  ## kills, outages and rebalances on real servers; FAULT_ROUNDS=20 for the long form
 	@$(PY) -m tests.infrastructure prepare
 	@FAULTS=1 $(PY) -m pytest -s tests/faults --timeout=7200 $(ARGS)
+
+test-kubernetes: setup-dev  ## the chart on the cluster that KUBECONFIG names; tests/kubernetes/conftest.py says what else it needs
+	@$(PY) -m tests.infrastructure prepare
+	@KUBERNETES=1 $(PY) -m pytest -s tests/kubernetes --timeout=900 $(ARGS)
 
 bench: setup-dev  ## the service against the bare model and a bare client loop, as ratios
 	@$(PY) -m tests.infrastructure prepare

@@ -1,5 +1,6 @@
 """The three servers in Docker containers, by testcontainers, on official or home-built images alike."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 from docker.errors import DockerException
@@ -33,7 +34,8 @@ class ContainerRunner:
         if command is not None:
             self._container.with_command(command)
         # On loopback only: these servers ask for no password. A remote engine has to publish on all its addresses.
-        interface = "127.0.0.1" if docker_engine.host() == "127.0.0.1" else "0.0.0.0"
+        local = ("127.0.0.1", os.environ.get("TEST_SERVERS_HOST"))
+        interface = docker_engine.host() if docker_engine.host() in local else "0.0.0.0"
         self._container.ports[f"{container_port}/tcp"] = (interface, port)  # type: ignore[assignment]
         self._created = False
 
