@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.load import Load
 from tests.infrastructure import service_image
 from tests.infrastructure.servers import KafkaServer, RedisServer, Server
 from tests.journey.running import Surroundings, wait_until
@@ -82,8 +83,6 @@ def test_a_redis_outage_restarts_no_pod(new_release: NewRelease, surroundings: S
     release = new_release({"health": {"stall_seconds": 5}}, probes={"livenessPeriodSeconds": 2, "readinessPeriodSeconds": 1})
     release.install()
     release.wait_rolled_out()
-    from tests.faults.load import Load
-
     with Load(surroundings, seed=1):
         time.sleep(3)
         redis_server.stop()
@@ -96,13 +95,11 @@ def test_a_redis_outage_restarts_no_pod(new_release: NewRelease, surroundings: S
 
 
 def test_a_stuck_pipeline_is_restarted(new_release: NewRelease, surroundings: Surroundings) -> None:
-    """A thread that never comes back: liveness fails after `health.stall_seconds`, the kubelet restarts, the log has the stacks."""
+    """A thread that never comes back: liveness fails after `health.stall_seconds`, it is restarted, the log has the stacks."""
     stuck = [{"name": "FAILPOINT", "value": "before_store:sleep=3600:3"}]
     release = new_release({"health": {"stall_seconds": 5}}, probes={"livenessPeriodSeconds": 2}, env=stuck)
     release.install()
     release.wait_rolled_out()
-    from tests.faults.load import Load
-
     with Load(surroundings, seed=2):
         start = time.monotonic()
         wait_until(lambda: any("Liveness probe failed" in event for event in release.events()), "liveness fails")

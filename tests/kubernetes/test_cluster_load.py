@@ -1,5 +1,6 @@
 """What a platform team does to a running service, under load: nothing is lost, nothing doubled, and the lag is gone at once."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -96,7 +97,7 @@ def test_a_model_is_rolled_out_and_back_under_load(
     image: str,
     tmp_path: Path,
 ) -> None:
-    """One value changes the model; epochs of a listing never fall in what is stored; `helm rollback` brings the former service."""
+    """One value changes the model; what is stored never goes back; `helm rollback` brings the former one."""
     newer = bundle_image(cluster, image, tmp_path)
     release = new_release(replicas=2)
     release.install()
@@ -125,8 +126,6 @@ def test_a_model_is_rolled_out_and_back_under_load(
 
 def bundle_image(cluster: Cluster, image: str, folder: Path) -> str:
     """The shipped bundle under a later version and epoch, as an image on every node."""
-    import hashlib
-
     shutil.copytree(BUNDLE, folder / "bundle")
     manifest = folder / "bundle" / "manifest.json"
     content = json.loads(manifest.read_text(encoding="utf-8"))
