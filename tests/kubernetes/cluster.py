@@ -79,7 +79,7 @@ class Release:
         self._helm("rollback", self.name)
 
     def test(self) -> str:
-        return self._helm("test", self.name, "--logs", "--timeout", "3m")
+        return self._helm("test", self.name, "--timeout", "3m")
 
     def uninstall(self) -> None:
         self._helm("uninstall", self.name, "--wait", "--ignore-not-found", "--timeout", "3m")
