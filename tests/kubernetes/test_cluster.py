@@ -71,8 +71,14 @@ def test_what_is_away_at_start_is_waited_for(
     release = new_release({"startup": {"deadline_seconds": 120}})
     server.stop()
     release.install()
-    wait_until(lambda: any(which in event and "Startup probe failed" in event for event in release.events()), "an event says why")
-    print("\n" + next(event for event in release.events() if which in event and "Startup probe failed" in event)[:300])
+    said: list[str] = []
+
+    def says_why() -> bool:
+        said[:] = [one for one in release.events() if "Startup probe failed" in one and f'": "{which}: ' in one]
+        return bool(said)
+
+    wait_until(says_why, "an event says why")
+    print(f"\n{said[0][:300]}")
     assert release.state()["ready"] is False
     server.start()
     start = time.monotonic()

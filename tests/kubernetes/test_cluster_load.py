@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,18 +110,16 @@ def test_a_model_is_rolled_out_and_back_under_load(
     release.rollback()
     release.wait_rolled_out()
     goes_on(surroundings, load)
-    history = prove(surroundings, load, "model rollout and rollback")
-    events = [
-        event
-        for event in decode_enriched(surroundings, read_topic(surroundings.bootstrap_servers, surroundings.topics.output))
-        if event
-    ]
-    assert len(history.enriched) >= len(events)
-    by_model: dict[tuple[str, int], int] = {}
-    for event in events:
-        key = (event["model_version"], event["model_epoch"])
-        by_model[key] = by_model.get(key, 0) + 1
-    print(f"events by model and epoch: {by_model}")
+    prove(surroundings, load, "model rollout and rollback")
+    by_model: Counter[tuple[str, int]] = Counter()
+    epochs: dict[tuple[str, int], int] = {}
+    for event in decode_enriched(surroundings, read_topic(surroundings.bootstrap_servers, surroundings.topics.output)):
+        if event is not None:
+            by_model[event["model_version"], event["model_epoch"]] += 1
+            version = (event["listing_id"], event["version"])
+            assert event["model_epoch"] >= epochs.get(version, 0), f"an older model won: {version}"
+            epochs[version] = event["model_epoch"]
+    print(f"events by model and epoch: {dict(by_model)}")
     assert len(by_model) == 2
 
 
