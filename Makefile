@@ -9,7 +9,8 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test test-gpu-contract faults check bench bench-latency bench-peers train images lock clean
+.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-latency bench-peers train images image-gpu sbom \
+	chart-schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -55,6 +56,10 @@ faults: setup-dev  ## kills, outages and rebalances on real servers; FAULT_ROUND
 	@$(PY) -m tests.infrastructure prepare
 	@FAULTS=1 $(PY) -m pytest -s tests/faults --timeout=7200 $(ARGS)
 
+test-kubernetes: setup-dev  ## the chart on the cluster that KUBECONFIG names; tests/kubernetes/conftest.py says what else it needs
+	@$(PY) -m tests.infrastructure prepare
+	@KUBERNETES=1 $(PY) -m pytest -s tests/kubernetes --timeout=900 $(ARGS)
+
 bench: setup-dev  ## the service against the bare model and a bare client loop, as ratios
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m tests.benchmarks.journey
@@ -70,8 +75,23 @@ bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream 
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
 
-images:  ## the images of deploy/
-	@docker build --network=host -f deploy/Dockerfile.cpu -t listing-enricher:cpu .
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILD = docker build --network=host --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse --short HEAD)
+
+images:  ## the CPU image; PYTHON_IMAGE= names another base
+	@$(BUILD) $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) -f deploy/Dockerfile.cpu -t listing-enricher:cpu -t listing-enricher:$(VERSION)-cpu .
+
+image-gpu:  ## the GPU image; needs NVIDIA's registry and package index
+	@$(BUILD) -f deploy/Dockerfile.gpu -t listing-enricher:gpu -t listing-enricher:$(VERSION)-gpu .
+
+sbom: $(UV_IF_MISSING)  ## what is in the CPU image, as CycloneDX, to dist/; IMAGE= names another
+	@mkdir -p dist
+	@docker run --rm --entrypoint python3 $(or $(IMAGE),listing-enricher:cpu) -c \
+	  'from importlib.metadata import distributions as d; print("\n".join(sorted(f"{one.name}=={one.version}" for one in d())))' \
+	  | $(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --of JSON -o dist/$(subst :,-,$(or $(IMAGE),listing-enricher:cpu)).cdx.json -
+
+chart-schema:  ## the service's settings into the chart's values.schema.json
+	@$(PY) -m tests.kubernetes.values_schema
 
 lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
 	@$(LOCK) pyproject.toml -o requirements/service.txt

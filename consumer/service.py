@@ -121,7 +121,6 @@ class Service:
             progress=self.health.progress,
         )
         self._await(stop, "redis", store.check)
-        self.health.set_condition("redis", holds=True, reason="answered")
         outputs = self._await(stop, "schema registry and topics", lambda: open_outputs(settings.kafka, registry))
         if outputs is None:
             return
@@ -182,13 +181,17 @@ class Service:
         deadline_s = time.monotonic() + self._settings.startup.deadline_seconds
         while not stop.is_set():
             try:
-                return call()
+                answer = call()
             except DependencyUnavailable as error:
+                self.health.set_condition(what, holds=False, reason=f"{error.dependency}: {error.reason}")
                 if time.monotonic() >= deadline_s:
                     waited = f"{self._settings.startup.deadline_seconds:g} s (startup.deadline_seconds)"
                     raise DependencyUnavailable(error.dependency, f"{error.reason}; waited {waited}") from error
                 log.warning("waiting_at_start", what=what, dependency=error.dependency, reason=error.reason)
                 stop.wait(RETRY_S)
+            else:
+                self.health.set_condition(what, holds=True, reason="answered")
+                return answer
         return None
 
 

@@ -1,5 +1,6 @@
 """The three servers in Docker containers, by testcontainers, on official or home-built images alike."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -45,7 +46,8 @@ class ContainerRunner:
 
     def _publish(self, port: int, container_port: int) -> None:
         # On loopback only: these servers ask for no password. A remote engine has to publish on all its addresses.
-        interface = "127.0.0.1" if docker_engine.host() == "127.0.0.1" else "0.0.0.0"
+        local = ("127.0.0.1", os.environ.get("TEST_SERVERS_HOST"))
+        interface = docker_engine.host() if docker_engine.host() in local else "0.0.0.0"
         self._container.ports[f"{container_port}/tcp"] = (interface, port)  # type: ignore[assignment]
 
     def start(self) -> None:

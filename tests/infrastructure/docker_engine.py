@@ -43,7 +43,12 @@ def version() -> str | None:
 
 
 def host() -> str:
-    """Where published ports are reached: this machine, unless DOCKER_HOST names another."""
+    """Where published ports are reached: this machine, unless DOCKER_HOST names another.
+
+    TEST_SERVERS_HOST names another address of this machine, one that pods of a cluster can reach too.
+    """
+    if named := os.environ.get("TEST_SERVERS_HOST"):
+        return named
     address = urlsplit(os.environ.get("DOCKER_HOST", ""))
     return address.hostname or "127.0.0.1" if address.scheme in ("tcp", "ssh", "http", "https") else "127.0.0.1"
 

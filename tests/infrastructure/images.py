@@ -17,7 +17,7 @@ from tests.infrastructure.paths import cache_folder, log_folder
 from tests.infrastructure.versions import KAFKA, OFFICIAL_IMAGES, REDIS, REGISTRY, Service
 
 _RECIPES = Path(__file__).parent / "images"
-_BASE = f"listing-enricher-test/base:{debian.SUITE}"
+BASE = f"listing-enricher-test/base:{debian.SUITE}"
 _VERSIONS = {Service.KAFKA: KAFKA, Service.REDIS: REDIS, Service.REGISTRY: REGISTRY}
 
 
@@ -33,7 +33,7 @@ def present() -> dict[Service, str]:
         found = {}
         for service in Service:
             for image in (OFFICIAL_IMAGES[service], home_built(service)):
-                if _has(engine, image):
+                if has(engine, image):
                     found[service] = image
                     break
         return found
@@ -57,8 +57,8 @@ def build(services: Iterable[Service]) -> None:
     Raises: SetupError.
     """
     with docker_engine.client(timeout_seconds=900) as engine:
-        if not _has(engine, _BASE):
-            _import_base(engine)
+        if not has(engine, BASE):
+            import_base(engine)
         for service in services:
             _build(engine, service)
 
@@ -71,7 +71,7 @@ def _build(engine: docker.DockerClient, service: Service) -> None:
                 path=str(context),
                 dockerfile=str(_RECIPES / f"{service}.Dockerfile"),
                 tag=home_built(service),
-                buildargs={"BASE": _BASE},
+                buildargs={"BASE": BASE},
                 network_mode="host",  # on a closed machine only the host's network and names lead to Debian's mirror
                 rm=True,
             )
@@ -96,15 +96,16 @@ def _context(service: Service) -> Path:
     return empty
 
 
-def _import_base(engine: docker.DockerClient) -> None:
+def import_base(engine: docker.DockerClient) -> None:
+    """Raises: SetupError."""
     folder, archive = cache_folder() / "base", cache_folder() / "base.tar"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         debian.make_base(folder)
-        with Stopwatch(f"importing it as {_BASE}"):
+        with Stopwatch(f"importing it as {BASE}"):
             with tarfile.open(archive, "w") as tar:
                 tar.add(folder, arcname=".")
-            name, _, tag = _BASE.partition(":")
+            name, _, tag = BASE.partition(":")
             engine.api.import_image_from_file(str(archive), repository=name, tag=tag)
     except (APIError, RequestException, OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"the base image could not be made ({_first_line(error)})") from error
@@ -113,7 +114,7 @@ def _import_base(engine: docker.DockerClient) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _has(engine: docker.DockerClient, image: str) -> bool:
+def has(engine: docker.DockerClient, image: str) -> bool:
     try:
         engine.images.get(image)
     except ImageNotFound:

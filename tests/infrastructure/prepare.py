@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.infrastructure import docker_engine, images, jars, prometheus
+from tests.infrastructure import docker_engine, images, jars, prometheus, tools
 from tests.infrastructure.choose import AsProcess, Choice, Facts, InContainer, Step, Unavailable, choose, missing_images
 from tests.infrastructure.commands import SetupError, say
 from tests.infrastructure.paths import cache_folder
@@ -41,6 +41,7 @@ def prepare() -> Choice:
             prometheus.fetch()
         except SetupError as failed:
             say(f"prometheus: {failed}")
+        tools.install()
         _failures_file().write_text(json.dumps(failures))
         end_left_over_processes()
         if facts.engine_version is not None:

@@ -14,6 +14,9 @@ TENSORRT = {
     "10.15": ("tensorrt-cu13-bindings==10.15.1.29", "org.bytedeco:tensorrt:10.15-1.5.13"),
     "11.2": ("tensorrt-cu13-bindings==11.2.1.2", "org.bytedeco:tensorrt:11.2-1.5.14"),
 }
+HELM = "v3.22.0"
+KEDA = "v2.21.0"  # of these two the definitions of custom resources, to hold the chart against
+PROMETHEUS_OPERATOR = "v0.85.0"
 
 
 class Service(StrEnum):

@@ -7,7 +7,7 @@ import pytest
 from consumer.errors import SettingsError
 from consumer.schemas import ENRICHED_LISTING, LISTING, LISTING_ENVELOPE
 from tests.journey.publishing import publish
-from tests.journey.running import RunningService, Surroundings, free_port, wait_for_answers
+from tests.journey.running import RunningService, Surroundings, free_port, wait_for_answers, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +33,8 @@ def test_an_absent_dependency_is_waited_for_then_exit_code_3(surroundings: Surro
     address = f"127.0.0.1:{free_port()}"
     value = {"REDIS__URL": f"redis://{address}/0", "SCHEMA_REGISTRY__URL": f"http://{address}"}.get(absent, address)
     with RunningService(surroundings, STARTUP__DEADLINE_SECONDS="3", **{absent: value}) as service:
+        if absent == "REDIS__URL":  # the others are asked for as long as the deadline is
+            wait_until(lambda: address.rpartition(":")[2] in service.get("/readyz")[1], "/readyz names what is waited for")
         assert service.wait() == 3
         log = service.log()
     assert "DependencyUnavailable" in log

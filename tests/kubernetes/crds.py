@@ -1,0 +1,59 @@
+"""The custom resources of KEDA and Prometheus, from the Go modules of those projects, for as long as a test needs them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.infrastructure.versions import KEDA, PROMETHEUS_OPERATOR
+from tests.kubernetes.cluster import Cluster
+
+# Kind to module and the file of its definition there.
+_DEFINITIONS = {
+    "ScaledObject": (f"github.com/kedacore/keda/v2@{KEDA}", "config/crd/bases/keda.sh_scaledobjects.yaml"),
+    "ServiceMonitor": (
+        f"github.com/prometheus-operator/prometheus-operator@{PROMETHEUS_OPERATOR}",
+        "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+    ),
+    "PrometheusRule": (
+        f"github.com/prometheus-operator/prometheus-operator@{PROMETHEUS_OPERATOR}",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+    ),
+}
+
+
+@contextmanager
+def with_crds(cluster: Cluster, kinds: set[str]) -> Iterator[set[str]]:
+    """The kinds that the API server knows meanwhile: all but those whose definition could not be had."""
+    known = set(kinds)
+    added: list[Path] = []
+    try:
+        for kind in kinds & set(_DEFINITIONS):
+            file = _file(kind)
+            if file is None:
+                known.discard(kind)
+                continue
+            created = cluster.try_kubectl("create", "-f", str(file))
+            if created.returncode == 0:
+                added.append(file)
+                cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(file))
+            else:
+                assert "AlreadyExists" in created.stderr, created.stderr
+        yield known
+    finally:
+        for file in added:
+            cluster.kubectl("delete", "-f", str(file))
+
+
+def _file(kind: str) -> Path | None:
+    module, path = _DEFINITIONS[kind]
+    argv = ["go", "mod", "download", "-json", module]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ, "GOFLAGS": "-mod=mod"})
+    except FileNotFoundError:
+        return None
+    if done.returncode != 0:
+        return None
+    return Path(json.loads(done.stdout)["Dir"]) / path
