@@ -1,13 +1,14 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.records import Answer, Change, Enriched, Outcome, State, Tombstone
+from consumer.records import Answer, Change, CoverUse, Enriched, ModelIdentity, Outcome, State, Tombstone
 from consumer.task_prediction import CONFIDENCE_STEPS, LabelEncoder, TaskPrediction
 from model.bundle import TaskSpec
 from model.listing import Listing
@@ -151,6 +152,43 @@ def collapse(changes: Sequence[Change]) -> dict[str, Change]:
 
 def _rank(change: Change) -> tuple[int, bool]:
     return change.version, change.listing is None
+
+
+def without_model(
+    winners: Mapping[str, Change], known: Mapping[str, Enriched], covers: Mapping[str, CoverUse]
+) -> tuple[dict[str, tuple[Outcome, State]], list[Change]]:
+    """What can be said at once, and the changes that the model must look at.
+
+    Args:
+        winners: listing id to its change, as `collapse` gives them.
+        known: what the store holds for those listings whose content has not changed.
+        covers: listing id to whether that content has a cover.
+    """
+    proposed: dict[str, tuple[Outcome, State]] = {}
+    unseen = []
+    for key, winner in winners.items():
+        if winner.listing is None:
+            proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
+        elif key in known:
+            proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=covers[key]))
+        else:
+            unseen.append(winner)
+    return proposed, unseen
+
+
+def predicted(
+    answered: Iterable[tuple[Change, dict[str, TaskPrediction]]],
+    contents: Mapping[str, str],
+    covers: Mapping[str, CoverUse],
+    model: ModelIdentity,
+) -> dict[str, tuple[Outcome, State]]:
+    """Listing id to what the model says of it; `contents` are the hashes of what the model saw."""
+    proposed: dict[str, tuple[Outcome, State]] = {}
+    for change, found in answered:
+        key = change.listing_id
+        state = Enriched(key, change.version, contents[key], found, str(model), model.epoch, covers[key], model.engine)
+        proposed[key] = (Outcome.PREDICTED, state)
+    return proposed
 
 
 def answers(

@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from threading import Event
 
 import structlog
@@ -33,7 +32,7 @@ from consumer.edges import Delivery, Schemas, Source, Store
 from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, TransactionAborted
 from consumer.health import Health
 from consumer.patience import Patience
-from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
+from consumer.records import Change, CoverUse, InputRecord, Rejected
 from consumer.serving import ServedModel
 from consumer.settings import Settings
 from consumer.suspects import Suspects, no_suspects
@@ -100,8 +99,7 @@ class Pipeline:
         """Decode, collapse, known?, features. Waits for the registry and the store where they are away."""
         self._patience.ask(lambda: self._suspects.begin(records, generations))
         with self._metrics.stage("decode"):
-            ids = codec.schema_ids(records)
-            schemas = self._patience.ask(lambda: self._schemas.schemas(ids))
+            schemas = self._patience.ask(lambda: self._schemas.schemas(codec.schema_ids(records)))
             killers = {id(one.record): one for one in self._suspects.tried(records, schemas)}
             decoded = [killers.get(id(record)) or codec.decode(record, schemas) for record in records]
         changes = [one for one in decoded if isinstance(one, Change)]
@@ -120,15 +118,7 @@ class Pipeline:
             epoch = model.identity.epoch
             known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
         self._metrics.count_lookups(hits=len(known), misses=len(contents) - len(known))
-        proposed: dict[str, tuple[Outcome, State]] = {}
-        unseen: list[Change] = []
-        for key, winner in winners.items():
-            if winner.listing is None:
-                proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
-            elif key in known:
-                proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=seen[key]))
-            else:
-                unseen.append(winner)
+        proposed, unseen = assemble.without_model(winners, known, seen)
         wanted = [url for one in unseen if (url := urls.get(one.listing_id))]  # what is known as it is needs no fetch
         if self._suspects.on_trial:
             wanted = []  # the child fetches nothing, so a cover that kills its decoder must count as missing
@@ -154,14 +144,9 @@ class Pipeline:
         return batch
 
     def _infer(self, batch: Batch) -> None:
-        model = batch.model.identity
         with self._metrics.stage("infer"):
             answered, rejected = batch.model.predictor.predict(batch.unseen)
-        for change, predictions in answered:
-            key = change.listing_id
-            content, cover = batch.contents[key], batch.covers[key]
-            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover, model.engine)
-            batch.proposed[key] = (Outcome.PREDICTED, state)
+        batch.proposed |= assemble.predicted(answered, batch.contents, batch.covers, batch.model.identity)
         batch.rejected.extend(rejected)
 
     def finish(self, work: InFlight) -> None:
@@ -318,8 +303,7 @@ class Pipeline:
             prepared = self._prepare_thread.submit(trace.run, self.prepare, part, generations, model)
             predicted = model.thread.submit(trace.run, self._predict_prepared, prepared)
             self._in_flight.append(InFlight(part, generations, predicted, trace))
-            self._metrics.batch_records.observe(len(part))
-            self._metrics.batch_age_seconds.observe(max(0, _now_ms() - min(one.timestamp_ms for one in part)) / 1000)
+            self._metrics.begin_batch(part, now_ms=_now_ms())
         self._metrics.in_flight_batches.set(len(self._in_flight))
 
     def _predict_prepared(self, prepared: "Future[Batch]") -> Batch:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.cover_address import Missing
 from consumer.drift import Drift
-from consumer.records import Answer, ModelIdentity, Rejected, Tombstone
+from consumer.records import Answer, InputRecord, ModelIdentity, Rejected, Tombstone
 
 _STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LATENCY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1_800)
@@ -311,6 +311,11 @@ class Metrics:
         """Names the model that answers from now on, and what runs it and why, in place of an earlier one."""
         self.model_info.clear()
         self.model_info.labels(model.name, model.version, str(model.epoch), backend, model.engine or "", reason).set(1)
+
+    def begin_batch(self, records: Sequence[InputRecord], *, now_ms: int) -> None:
+        """A batch is on its way: how large it is, and how long its oldest record has waited."""
+        self.batch_records.observe(len(records))
+        self.batch_age_seconds.observe(max(0, now_ms - min(one.timestamp_ms for one in records)) / 1000)
 
     def count_lookups(self, *, hits: int, misses: int) -> None:
         """A batch's content hashes that the store knew, and those that it did not."""
