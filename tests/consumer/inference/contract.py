@@ -65,6 +65,15 @@ class BackendContract:
             assert_same(backend.infer(some_rows(feed, slice(0, 3))), first, exactly=True)
         assert_same(first, some_rows(expected, slice(0, 3)))  # an answer is the caller's: later batches leave it alone
 
+    def test_a_batch_leaves_nothing_behind_for_the_next(self, backend: InferenceBackend, golden: Golden) -> None:
+        """Where a small batch had its covers, a larger one that is filled up has ids of tokens."""
+        feed, expected = golden
+        covered = np.flatnonzero(feed["cover_present"][:, 0])[:4]
+        assert len(covered) == 4
+        backend.infer(some_rows(feed, covered))
+        nine = slice(0, BATCH_MAX // 2 + 1)
+        assert_same(backend.infer(some_rows(feed, nine)), some_rows(expected, nine))
+
     @pytest.mark.parametrize("name", ["token_ids", "token_weights", "cover", "cover_present"])
     @pytest.mark.parametrize(
         "spoil",

@@ -186,6 +186,23 @@ def test_the_served_model_is_proven_on_its_engine_and_names_it(shipped: Bundle, 
         model.thread.shutdown()
 
 
+def test_two_models_share_the_gpu_and_one_survives_the_others_end(
+    shipped: Bundle, with_an_engine: tuple[Settings, str], golden: Golden, soft_cuda: SoftCuda
+) -> None:
+    """As in a swap: each lives on its own thread, and what the former frees is not the next one's."""
+    chosen, _ = with_an_engine
+    former, after = open_model(chosen, shipped, 1), open_model(chosen, shipped, 2)
+    answers = [model.thread.submit(model.choice.backend.infer, golden[0]) for model in (former, after)]
+    for answer in answers:
+        assert_same(answer.result(30), golden[1])
+    former.close()
+    former.thread.shutdown()
+    assert_same(after.thread.submit(after.choice.backend.infer, golden[0]).result(30), golden[1])
+    after.close()
+    after.thread.shutdown()
+    assert soft_cuda.live() == []
+
+
 def test_who_cannot_wait_builds_nothing(shipped: Bundle, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child that tries suspects and `consumer predict` take an engine from the cache or ONNX Runtime."""
     monkeypatch.setattr(engines, "_build", lambda *_: pytest.fail("a build was begun"))
