@@ -9,7 +9,8 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test test-kubernetes faults check bench bench-latency train images image-gpu sbom chart-schema lock clean
+.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-latency bench-peers train images image-gpu sbom \
+	chart-schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -41,6 +42,9 @@ test: setup-dev  ## sets up Docker, broker, store and registry, then runs every 
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m pytest $(ARGS)
 
+test-gpu-contract: setup-dev  ## what our code asks of TensorRT is in the real modules 10.6, 10.15 and 11.2 (2 GB to download once)
+	@TENSORRT_CONTRACT=1 $(PY) -m pytest tests/tensorrt_contract $(ARGS)
+
 check: setup-dev  ## lint, format, types, import rules, known vulnerabilities of what is served
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -63,6 +67,10 @@ bench: setup-dev  ## the service against the bare model and a bare client loop, 
 bench-latency: setup-dev  ## from publish to enriched, p50 and p99 against the load
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m tests.benchmarks.latency
+
+bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream and sentry-arroyo on the same job
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.peers $(ARGS)
 
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
@@ -88,8 +96,9 @@ chart-schema:  ## the service's settings into the chart's values.schema.json
 lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
 	@$(LOCK) pyproject.toml -o requirements/service.txt
 	@$(LOCK) pyproject.toml --extra demo -o requirements/demo.txt
-	@$(LOCK) pyproject.toml --extra demo --extra train --group dev -o requirements/dev.txt
+	@$(LOCK) pyproject.toml --extra demo --extra train --extra traces --group dev -o requirements/dev.txt
 	@$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
+	@$(LOCK) tests/benchmarks/peers/requirements.in -o requirements/peers.txt
 
 clean:  ## removes .venv and caches
 	@rm -rf $(VENV) .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,11 +14,11 @@ from rich.table import Table
 from build_engine import bench as benching
 from build_engine import verify as verifying
 from build_engine.build import Options, Profile
-from build_engine.cache import EngineCache
-from build_engine.errors import EngineError
+from build_engine.cache import EngineCache, default_folder
+from build_engine.errors import EngineError, UsageError
 from build_engine.flavour import find_gpu
 from build_engine.job import Job
-from build_engine.runner import OnnxRuntimeRunner, open_engine
+from build_engine.runner import OnnxRuntimeRunner, Runner, open_engine
 from model.bundle import Bundle, BundleError
 
 app = typer.Typer(
@@ -80,8 +80,7 @@ def _print(document: Any) -> None:
 
 
 def _cache(folder: Path | None, *, gib: float = 10, lock_timeout_s: float = 900) -> EngineCache:
-    chosen = folder or Path.home() / ".cache" / "listing-enricher" / "engines"
-    return EngineCache(chosen, size_max_bytes=int(gib * _GIB), lock_timeout_s=lock_timeout_s, say=_say)
+    return EngineCache(folder or default_folder(), size_max_bytes=int(gib * _GIB), lock_timeout_s=lock_timeout_s, say=_say)
 
 
 @app.command()
@@ -166,11 +165,14 @@ def bench(
     job = Job.on_this_gpu(Bundle.load(bundle), precision.value, flavour=flavour.value)
     with job.cached(_cache(cache)) as engine:
         gpu, manifest = find_gpu(), job.bundle.manifest
-        runners = {
-            name: open_engine(engine.plan, manifest, flavour=job.flavour.name, gpu=gpu, cuda_graphs=graphs)
-            for name, graphs in (("engine", False), ("engine, CUDA graphs", True))
-        } | {"onnxruntime, CPU": OnnxRuntimeRunner(job.bundle.graph_path.read_bytes())}
+        runners: dict[str, Runner] = {}
         try:
+            for name, graphs in (("engine", False), ("engine, CUDA graphs", True)):
+                try:
+                    runners[name] = open_engine(engine.plan, manifest, flavour=job.flavour.name, gpu=gpu, cuda_graphs=graphs)
+                except UsageError as error:
+                    _say(f"not measured: {name}: {error}")
+            runners["onnxruntime, CPU"] = OnnxRuntimeRunner(job.bundle.graph_path.read_bytes())
             sizes = benching.batches_up_to(engine.fingerprint.options["profile"]["batch_max"])
             measured = benching.bench(runners, job.rows, sizes, seconds=seconds)
         finally:

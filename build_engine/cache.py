@@ -29,6 +29,11 @@ _UNFINISHED = ".unfinished-"
 _SIDECAR_BYTES_MAX = 65_536
 
 
+def default_folder() -> Path:
+    """Where engines are kept unless another folder is named; the service and the commands agree on it."""
+    return Path.home() / ".cache" / "listing-enricher" / "engines"
+
+
 class BrokenEngine(EngineError):
     """A file of the cache is not what was written; it is rebuilt, never loaded."""
 

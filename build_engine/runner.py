@@ -77,6 +77,7 @@ def open_engine(plan: bytes, manifest: Manifest, *, flavour: FlavourName, gpu: G
 
     Raises:
         Unavailable: there is no GPU, or no backend that runs engines.
+        UsageError: CUDA graphs are asked for where the flavour does not capture them.
     """
     if gpu is None:
         raise Unavailable("an engine runs only on a GPU, and nvidia-smi shows none")

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from consumer import dead_letters, predict, settings
+from consumer import dead_letters, last_words, predict, settings
 from consumer.errors import DependencyUnavailable, EnricherError
 from consumer.telemetry import configure_logging
 
@@ -72,6 +72,8 @@ def _progress(what: str) -> Iterator[None]:
 def run(config: Config = None) -> None:
     """The service: reads change events until SIGTERM, then finishes what is in flight and leaves the group.
 
+    SIGHUP looks whether another model is wanted.
+
     Example: CONSUMER_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run --config settings.toml
     """
     from consumer.service import Service
@@ -79,11 +81,17 @@ def run(config: Config = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    service = Service(_load(config, command=False))
+    loaded: settings.Settings | None = None
     try:
+        loaded = _load(config, command=False)
+        service = Service(loaded)
+        signal.signal(signal.SIGHUP, lambda *_: service.reload())
         service.run(stop)
-    except EnricherError as error:
-        log.error("stopped", error=type(error).__name__, reason=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        file = loaded.log.termination_file if loaded else last_words.DEFAULT_FILE
+        last_words.leave(f"{type(error).__name__}: {error}", file)
+        if loaded and isinstance(error, EnricherError):
+            log.error("stopped", error=type(error).__name__, reason=str(error), exit_code=error.exit_code)
         raise
 
 
@@ -113,19 +121,16 @@ def predict_command(
 
     Example: echo '{"listing_id": "a-1", "title": "A Brief History of Time"}' | python -m consumer predict -
     """
-    from consumer.inference.choice import open_backend
     from consumer.listing_files import read_listings
-    from consumer.prediction import Predictor
-    from consumer.service import load_bundle
+    from consumer.serving import open_predictor
 
     chosen = _load(config)
     if bundle is not None:
-        chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"bundle": bundle})})
-    loaded = load_bundle(chosen)
-    predictor = Predictor(loaded, open_backend(chosen.model, loaded).backend, cover_bytes_max=chosen.covers.max_bytes)
-    lines = read_listings(file, covers=covers)
-    for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
-        _print(predict.as_json_line(document))
+        chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"bundle": bundle, "pointer": None})})
+    with closing(open_predictor(chosen)) as predictor:
+        lines = read_listings(file, covers=covers)
+        for document in predict.predict_lines(lines, predictor, now_ms=_now_ms(), batch=chosen.batch.max_records):
+            _print(predict.as_json_line(document))
 
 
 @app.command()
@@ -168,10 +173,9 @@ def get(listing_ids: Annotated[list[str], typer.Argument(metavar="LISTING_ID..."
     Example: python -m consumer get bd-1 bd-2
     """
     from consumer.prediction_json import state_document
-    from consumer.prediction_store import PredictionStore
+    from consumer.prediction_store import open_store
 
-    redis = _load(config).redis
-    store = PredictionStore(redis.url.get_secret_value(), key_prefix=redis.key_prefix, ttl_seconds=redis.ttl_seconds)
+    store = open_store(_load(config).redis)
     for listing_id, state in zip(listing_ids, store.read(listing_ids), strict=True):
         _print(predict.as_json_line(state_document(listing_id, state)))
     store.close()
@@ -183,13 +187,12 @@ def rebuild(config: Config = None) -> None:
 
     Example: python -m consumer rebuild --config settings.toml
     """
-    from consumer.prediction_store import PredictionStore
+    from consumer.prediction_store import open_store
     from consumer.rebuild import rebuild as fill
     from consumer.schema_registry import SchemaRegistry
 
     chosen = _load(config)
-    redis, registry = chosen.redis, SchemaRegistry(chosen.schema_registry.url, chosen.schema_registry.properties)
-    store = PredictionStore(redis.url.get_secret_value(), key_prefix=redis.key_prefix, ttl_seconds=redis.ttl_seconds)
+    store, registry = open_store(chosen.redis), SchemaRegistry(chosen.schema_registry.url, chosen.schema_registry.properties)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"reading {chosen.kafka.output_topic}", total=None)

@@ -1,7 +1,7 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,18 @@ def finite_rows(outputs: Outputs) -> NDArray[np.bool_]:
     return finite
 
 
-def predictions(outputs: Outputs, listings: Sequence[Listing], tasks: Sequence[TaskSpec]) -> list[dict[str, TaskPrediction]]:
+def predictions(
+    outputs: Outputs,
+    listings: Sequence[Listing],
+    tasks: Sequence[TaskSpec],
+    observe: Callable[[TaskSpec, NDArray[np.float32]], None] | None = None,
+) -> list[dict[str, TaskPrediction]]:
     """What the model says of each listing.
 
     Args:
         outputs: task name to float32 [batch, labels] probabilities, or [batch, 3] value, low, high of a regression.
         listings: the batch, in the outputs' order.
+        observe: told each task with labels and the probabilities of the listings that it is asked of.
     Returns:
         A dictionary a listing, task name to answer. A task that is only asked where the listing lacks the field
         (publisher, author, format) is absent where it has it; so is a price band in a currency without bands.
@@ -36,7 +42,10 @@ def predictions(outputs: Outputs, listings: Sequence[Listing], tasks: Sequence[T
         rows = _rows_asked(task, listings)
         if not rows:
             continue
-        array = outputs[task.name][rows].astype(np.float64)
+        asked = outputs[task.name] if len(rows) == len(listings) else outputs[task.name][rows]
+        if observe is not None and task.labels:
+            observe(task, asked)
+        array = asked.astype(np.float64)
         for row, prediction in zip(rows, _READ[task.kind](task, array, [listings[row] for row in rows]), strict=True):
             if prediction is not None:
                 answers[row][task.name] = prediction
@@ -84,9 +93,9 @@ def _multi(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> 
     ]
 
 
-@cache
+@lru_cache(maxsize=256)
 def _encoder(labels: tuple[str, ...]) -> LabelEncoder:
-    """One for each set of labels, for as long as the process lives: a model has a few dozen."""
+    """One for each set of labels: a model has a few dozen, and the next one may bring others."""
     return LabelEncoder(labels)
 
 

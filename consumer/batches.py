@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from consumer import codec
 from consumer.prediction import Prepared
-from consumer.records import Change, CoverUse, InputRecord, Outcome, Rejected, State
-from consumer.schema_registry import ParsedSchema
+from consumer.records import Answer, Change, CoverUse, InputRecord, Outcome, OutputRecord, Rejected, State
+from consumer.schemas import ParsedSchema
+from consumer.traces import BatchTrace
+
+if TYPE_CHECKING:  # it brings ONNX Runtime, which commands without a model do not need
+    from consumer.serving import ServedModel
 
 Partition = tuple[str, int]
 
@@ -23,6 +29,25 @@ class Outputs:
     keep_partition: bool
     dead_letter_topic: str
     dead_letter_bytes_max: int | None = None
+    batch_bytes_max: int | None = None  # the least `max.message.bytes` of the two topics
+
+    def records(
+        self, answers: Sequence[Answer], rejected: Sequence[Rejected], *, enriched_at_ms: int, trace: BatchTrace
+    ) -> list[OutputRecord]:
+        """What is to be produced for a batch: an enriched record for each answer, then the dead letters."""
+        records = [
+            codec.enriched_record(
+                answer,
+                topic=self.enriched_topic,
+                schema=self.schema,
+                enriched_at_ms=enriched_at_ms,
+                partition=answer.record.partition if self.keep_partition else None,
+            )
+            for answer in answers
+        ]
+        return trace.onto(records) + [  # a dead letter's headers are its original's
+            codec.dead_letter(one, topic=self.dead_letter_topic, bytes_max=self.dead_letter_bytes_max) for one in rejected
+        ]
 
 
 @dataclass(slots=True)
@@ -30,6 +55,7 @@ class Batch:
     """What is known of a batch so far.
 
     Attributes:
+        model: the one that makes its features and its predictions; another may serve the batch before or after it.
         changes: decoded records that were not rejected, in the order read.
         proposed: listing id to what should be written for it; deletions and reuse by `prepare`, the rest by `predict`.
         unseen: what the model must look at, with its features.
@@ -37,6 +63,7 @@ class Batch:
         covers: listing id to whether the model sees its cover.
     """
 
+    model: "ServedModel"
     changes: list[Change]
     rejected: list[Rejected]
     proposed: dict[str, tuple[Outcome, State]]
@@ -52,6 +79,7 @@ class InFlight:
     records: list[InputRecord]
     generations: dict[Partition, int | None]
     batch: "Future[Batch]"
+    trace: BatchTrace
 
 
 def split_by_cost(records: Sequence[InputRecord], cost_max: int) -> list[list[InputRecord]]:

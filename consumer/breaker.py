@@ -23,6 +23,11 @@ class CircuitBreaker:
         self._seen_committed = 0
         self._bad: list[int] = []  # of the records seen, counted from 1, those rejected; older ones go with a commit
 
+    @property
+    def share(self) -> float:
+        """Share of the last `window` records that were rejected."""
+        return (len(self._bad) - bisect_right(self._bad, self._seen - self._window)) / self._window
+
     def committed(self) -> None:
         """What was checked so far will not come again."""
         self._seen_committed = self._seen

@@ -26,7 +26,8 @@ from consumer.records import (
     Rejected,
     Stage,
 )
-from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.schema_bounds import scaled
+from consumer.schemas import ParsedSchema, UnknownSchema
 from consumer.task_prediction import avro_long, avro_string
 from model.listing import MAX_ID_CHARACTERS, InvalidListing, listing_from_mapping
 
@@ -126,8 +127,19 @@ def _debezium_change(record: InputRecord, envelope: Mapping[str, Any]) -> Change
     source = envelope.get("source")
     stamps = (source.get("ts_ms") if isinstance(source, Mapping) else None, envelope.get("ts_ms"), record.timestamp_ms)
     changed_at_ms = next(stamp for stamp in stamps if isinstance(stamp, int))
-    listing = listing_from_mapping(row, default_version=changed_at_ms)
+    numbers = {name: _variable_scale(value) for name, value in row.items()}
+    listing = listing_from_mapping(numbers, default_version=changed_at_ms)
     return Change(record, listing.listing_id, listing.version, None if op == "d" else listing)
+
+
+def _variable_scale(value: object) -> object:
+    """Debezium's VariableScaleDecimal, which a NUMERIC column without a scale becomes, as a number; anything else as it is."""
+    if isinstance(value, Mapping) and isinstance(value.get("scale"), int) and isinstance(value.get("value"), bytes):
+        try:
+            return scaled(value["value"], value["scale"])
+        except ValueError as error:
+            raise _Undecodable(str(error)) from error
+    return value
 
 
 def _read_avro(value: bytes, schemas: Mapping[int, ParsedSchema | UnknownSchema]) -> Mapping[str, Any]:
@@ -202,6 +214,7 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
             avro_long(record.partition),
             avro_long(record.offset),
             avro_long(enriched_at_ms),
+            b"\0" if state.engine is None else b"\2" + avro_string(state.engine),
         )
     )
 

@@ -4,6 +4,8 @@ Covers are data from strangers. Format and size are checked before a pixel is de
 gigabytes is refused while it is small.
 """
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,16 @@ def cover_pixels(change: Change, settings: FeatureSettings, *, bytes_max: int) -
 def url_to_fetch(listing: Listing) -> str | None:
     """Where the listing's cover is to be fetched; None where its bytes came along, or it has none."""
     return None if listing.cover else listing.cover_url or None
+
+
+def urls_to_fetch(listings: Mapping[str, Listing]) -> dict[str, str]:
+    """Listing id to where its cover is to be fetched, of those that need it."""
+    return {key: url for key, listing in listings.items() if (url := url_to_fetch(listing))}
+
+
+def covers_used(listings: Mapping[str, Listing], urls: Mapping[str, str], fetched: Collection[str]) -> dict[str, CoverUse]:
+    """Listing id to whether a prediction sees its cover; `urls` were to be fetched, and those in `fetched` were."""
+    return {key: cover_use(one, url=urls.get(key), fetched=urls.get(key) in fetched) for key, one in listings.items()}
 
 
 def cover_use(listing: Listing, *, url: str | None, fetched: bool) -> CoverUse:

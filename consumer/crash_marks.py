@@ -1,13 +1,7 @@
 """Where processes of a group began, in Redis: what a successor learns of those that died. One small hash a group."""
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from consumer.batches import Partition
-from consumer.errors import DependencyUnavailable
-
-_SOCKET_TIMEOUT_S = 5.0
+from consumer.redis_client import open_redis
 
 
 class CrashMarks:
@@ -16,33 +10,19 @@ class CrashMarks:
     Every call is one round trip, and raises DependencyUnavailable when the store does not answer or refuses.
     """
 
-    def __init__(self, url: str, *, key_prefix: str, group_id: str) -> None:
+    def __init__(self, url: str, *, key_prefix: str, group_id: str, ca: str | None = None) -> None:
         self._key = f"{key_prefix}crashes:{group_id}"
-        self._client = redis.Redis.from_url(
-            url,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=_SOCKET_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-            decode_responses=True,
-        )
+        self._client = open_redis(url, ca=ca)
 
     def read(self, partition: Partition) -> str | None:
         """What stands there; None when nothing does."""
-        try:
-            found: str | None = self._client.hget(self._key, _field(partition))  # type: ignore[assignment]
-        except redis.RedisError as error:
-            raise DependencyUnavailable("redis", str(error) or type(error).__name__) from error
-        return found
+        (found,) = self._client.pipelined([("HGET", self._key, _field(partition))])
+        return None if found is None else str(found.decode())
 
     def write(self, partition: Partition, mark: str | None) -> None:
         """Replaces what stands there; None removes it."""
-        try:
-            if mark is None:
-                self._client.hdel(self._key, _field(partition))
-            else:
-                self._client.hset(self._key, _field(partition), mark)
-        except redis.RedisError as error:
-            raise DependencyUnavailable("redis", str(error) or type(error).__name__) from error
+        field = _field(partition)
+        self._client.pipelined([("HDEL", self._key, field) if mark is None else ("HSET", self._key, field, mark)])
 
     def close(self) -> None:
         """Closes all connections; a later call would open new ones."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from consumer.errors import EnricherError
 from consumer.kafka import message_bytes_max, partition_counts
 from consumer.prediction import read_extractor
-from consumer.prediction_store import PredictionStore
+from consumer.prediction_store import open_store
 from consumer.schema_registry import SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING, LISTING
-from consumer.service import load_bundle
+from consumer.serving import load_bundle, read_wanted
 from consumer.settings import Settings
 
 TIMEOUT_S = 5.0
@@ -52,24 +52,21 @@ def _ask(subject: str, look: Callable[[], str]) -> Finding:
 
 
 def _bundle(settings: Settings) -> str:
-    bundle = load_bundle(settings)
+    wanted = read_wanted(settings.model)
+    bundle = load_bundle(settings.model, wanted)
     read_extractor(bundle)
     manifest = bundle.manifest
-    return f"{manifest.label}, epoch {manifest.epoch}, {len(manifest.tasks)} tasks, every file as the manifest says"
+    epoch = manifest.epoch if wanted.epoch is None else wanted.epoch
+    return f"{manifest.label}, epoch {epoch}, {len(manifest.tasks)} tasks, every file as the manifest says"
 
 
 def _redis(settings: Settings) -> str:
-    store = PredictionStore(
-        settings.redis.url.get_secret_value(),
-        key_prefix=settings.redis.key_prefix,
-        ttl_seconds=settings.redis.ttl_seconds,
-        socket_timeout_s=TIMEOUT_S,
-    )
+    store = open_store(settings.redis, socket_timeout_s=TIMEOUT_S)
     try:
-        store.ping()
+        store.check()
     finally:
         store.close()
-    return "answers"
+    return "answers, and lets its user do what the service does"
 
 
 def _registry(settings: Settings) -> str:

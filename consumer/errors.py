@@ -6,6 +6,7 @@
     ├── DependencyUnavailable  waited for; exit 3 when its deadline passes
     ├── CircuitOpen            exit 4   too many rejects: stopped by its own breaker
     ├── TransactionAborted     rewound to the last commit and done again
+    ├── DeviceLost (inference) exit 1   the GPU or its context is gone: restart clean
     ├── DrainIncomplete        exit 1   the grace period ended before the work in flight; it is read again
     └── Fenced                 exit 1   another process took over, or the client cannot go on: restart clean
 

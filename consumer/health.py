@@ -3,21 +3,28 @@
 Alive means that work goes on, not that a thread answers: /livez fails when the main loop stopped, or when there is work and
 none of it gets done, unless a dependency is waited for (a restart would not bring it back). Ready means that every condition
 that the service named holds.
+
+The first /livez that fails writes to the log what every thread does: the restart that follows destroys the evidence.
 """
 
 import json
 import socket
 import socketserver
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+log = structlog.get_logger(__name__)
 
 _REQUEST_SECONDS = 5.0
 _REQUESTS_MAX = 32  # at once
@@ -26,10 +33,11 @@ _DEFAULT_CONDITIONS = ("kafka_assigned", "redis", "model")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a probe is told. `reasons` names what is wrong, condition to sentence."""
+    """What a probe is told, condition to sentence: `reasons` names what is wrong, `holds` what is well and how."""
 
     ok: bool
     reasons: dict[str, str]
+    holds: dict[str, str] = field(default_factory=dict)
 
 
 class Health:
@@ -56,6 +64,7 @@ class Health:
         self._progress_at = clock()
         self._unfinished = 0
         self._waiting_for: str | None = None
+        self._was_live = True
 
     def beat(self, now: float | None = None, *, unfinished: int) -> None:
         """The main loop went round once. Until the first beat the service is starting, which has its own deadline.
@@ -92,18 +101,24 @@ class Health:
             self._conditions[name] = (holds, reason)
 
     def live(self) -> Verdict:
-        """Whether a restart would not help."""
+        """Whether a restart would not help. The first time that it would, the log gets the stack of every thread."""
         with self._lock:
-            now = self._clock()
-            if self._beat_at is None:
-                return Verdict(ok=True, reasons={})
-            silent_seconds, idle_seconds = now - self._beat_at, now - self._progress_at
-            reasons = {}
-            if silent_seconds > self._stall_seconds:
-                reasons["loop"] = f"the main loop stopped {silent_seconds:.0f} s ago"
-            elif self._unfinished and not self._waiting_for and idle_seconds > self._stall_seconds:
-                reasons["progress"] = f"{self._unfinished} records wait and none was finished for {idle_seconds:.0f} s"
-            return Verdict(ok=not reasons, reasons=reasons)
+            reasons = self._stuck()
+            said, self._was_live = not self._was_live, not reasons
+        if reasons and not said:
+            log.error("stuck", reasons=reasons, stacks=thread_stacks())
+        return Verdict(ok=not reasons, reasons=reasons)
+
+    def _stuck(self) -> dict[str, str]:
+        now = self._clock()
+        if self._beat_at is None:
+            return {}
+        silent_seconds, idle_seconds = now - self._beat_at, now - self._progress_at
+        if silent_seconds > self._stall_seconds:
+            return {"loop": f"the main loop stopped {silent_seconds:.0f} s ago"}
+        if self._unfinished and not self._waiting_for and idle_seconds > self._stall_seconds:
+            return {"progress": f"{self._unfinished} records wait and none was finished for {idle_seconds:.0f} s"}
+        return {}
 
     def ready(self) -> Verdict:
         """Whether every condition holds and no dependency is waited for."""
@@ -111,7 +126,20 @@ class Health:
             reasons = {name: reason or "not so" for name, (holds, reason) in self._conditions.items() if not holds}
             if self._waiting_for is not None:
                 reasons.setdefault(self._waiting_for, "waited for")
-            return Verdict(ok=not reasons, reasons=reasons)
+            holds = {name: reason for name, (well, reason) in self._conditions.items() if well and reason}
+            return Verdict(ok=not reasons, reasons=reasons, holds=holds)
+
+
+def thread_stacks() -> dict[str, list[str]]:
+    """What every thread but this one does: its name to `file:line function`, outermost first. No values, which may be secret."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {
+        f"{names.get(ident, 'unknown')} ({ident})": [
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_stack(stack)
+        ]
+        for ident, stack in sys._current_frames().items()
+        if ident != threading.get_ident()
+    }
 
 
 class HttpServer:
@@ -202,7 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Probes are not events."""
 
     def _say_verdict(self, verdict: Verdict) -> None:
-        self._say_json(200 if verdict.ok else 503, {"ok": verdict.ok, "reasons": verdict.reasons})
+        self._say_json(
+            200 if verdict.ok else 503,
+            {"ok": verdict.ok, "reasons": verdict.reasons} | ({"holds": verdict.holds} if verdict.holds else {}),
+        )
 
     def _say_json(self, status: int, body: dict[str, Any]) -> None:
         self._say(status, "application/json", json.dumps(body).encode() + b"\n")

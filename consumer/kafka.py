@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 Partition = tuple[str, int]
 
+RECALL_TIMEOUT_S = 10.0
+
 # librdkafka's own log lines, delivered when a client is polled.
 CLIENT_LOG = logging.getLogger("librdkafka")
 # `kafka.properties` are for every client: that one of them means nothing to a producer is no news.
@@ -82,6 +84,7 @@ class KafkaSource:
         before_revoked: called before partitions are given up, to commit what was answered.
         after_lost: called when partitions went to another member already.
         on_rebalance: told "assigned", "revoked" or "lost" and how many partitions.
+        statistics: settings by which the client tells of itself (`client_statistics.py`).
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class KafkaSource:
         before_revoked: Callable[[], None],
         after_lost: Callable[[], None],
         on_rebalance: Callable[[str, int], None],
+        statistics: Mapping[str, Any] | None = None,
     ) -> None:
         self._topic = settings.input_topic
         self._before_revoked = before_revoked
@@ -105,6 +109,7 @@ class KafkaSource:
             {
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_committed",
+                **(statistics or {}),
                 **({} if settings.group_protocol == "consumer" else {"partition.assignment.strategy": "cooperative-sticky"}),
                 **client_settings(settings),
                 "group.id": settings.group_id,
@@ -169,6 +174,20 @@ class KafkaSource:
             if offset is not None:
                 self._call(partial(self._consumer.seek, TopicPartition(topic, number, offset)))
         log.warning("rewound", positions={f"{t}/{p}": offset for (t, p), offset in self._resume_at.items()})
+
+    def recall(self) -> None:
+        """Asks the group where to resume, after a commit whose outcome is unknown; `rewind` goes there. While a transaction with
+        offsets of ours is open the group does not answer (KIP-447).
+
+        Raises:
+            DependencyUnavailable: no answer yet.
+        """
+        owned = [TopicPartition(*partition) for partition in self._generations]
+        for one in self._call(lambda: self._consumer.committed(owned, RECALL_TIMEOUT_S)) if owned else ():
+            if one.error is not None:
+                raise DependencyUnavailable("kafka", f"committed: {one.error}")
+            if one.offset >= 0:
+                self._resume_at[one.topic, one.partition] = one.offset
 
     def committed(self, positions: Mapping[Partition, int]) -> None:
         """Takes note of a commit: `positions` are the offsets to resume at."""

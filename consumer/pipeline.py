@@ -4,8 +4,9 @@
                               └────────── bad record: dead-letter topic, with the reason ──────────┘
 
 `prepare` (poll to features), `predict` (infer, assemble) and `finish` (Redis to commit) each take a whole batch. They overlap:
-one thread prepares batch n+1, one owns the backend and predicts batch n, the main thread polls, finishes batch n-1 and commits.
-Batches finish in the order in which they were read.
+one thread prepares batch n+1, the model's thread predicts batch n, the main thread polls, finishes batch n-1 and commits.
+Batches finish in the order in which they were read. Between two of them another model may take over (`model_swap.py`): a batch
+keeps the model that it began with to its end.
 
 The delivery guarantee, by number, where the code keeps it:
   1. Each input offset is answered exactly once: answers, dead letters and offsets are one transaction       `finish`, `commit`
@@ -16,7 +17,7 @@ The delivery guarantee, by number, where the code keeps it:
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from threading import Event
@@ -27,16 +28,17 @@ from consumer import assemble, codec, failpoints
 from consumer.batches import Batch, InFlight, Outputs, Partition, partition_of, split_by_cost, without_answer
 from consumer.breaker import CircuitBreaker
 from consumer.cover_fetch import CoverFetcher
-from consumer.covers import cover_use, url_to_fetch
+from consumer.covers import covers_used, urls_to_fetch
 from consumer.edges import Delivery, Schemas, Source, Store
-from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, Fenced, TransactionAborted
+from consumer.errors import CircuitOpen, DependencyUnavailable, DrainIncomplete, TransactionAborted
 from consumer.health import Health
 from consumer.patience import Patience
-from consumer.prediction import Predictor
 from consumer.records import Change, CoverUse, Enriched, InputRecord, Outcome, Rejected, State, Tombstone
+from consumer.serving import ServedModel
 from consumer.settings import Settings
 from consumer.suspects import Suspects, no_suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.signature import content_hash
 
 log = structlog.get_logger(__name__)
@@ -48,7 +50,7 @@ KEEP_ALIVE_AFTER_S = 5.0  # work this stuck: poll with the partitions paused, or
 class Pipeline:
     """The journey, and the loop that keeps a bounded number of batches on it.
 
-    Call `run` on one thread; that thread polls, writes and commits. `predictor` was opened on `backend_thread`.
+    Call `run` on one thread; that thread polls, writes, commits, and asks `model` for the one that the next batch is for.
     """
 
     def __init__(
@@ -59,27 +61,27 @@ class Pipeline:
         delivery: Delivery,
         store: Store,
         schemas: Schemas,
-        predictor: Predictor,
-        backend_thread: ThreadPoolExecutor,
+        model: Callable[[], ServedModel],
         outputs: Outputs,
         metrics: Metrics,
         health: Health,
         fetcher: CoverFetcher | None = None,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
         self._delivery = delivery
         self._store = store
         self._schemas = schemas
-        self._predictor = predictor
+        self._model = model
         self._fetcher = fetcher  # None: covers named by URL are ignored
-        self._backend_thread = backend_thread
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._outputs = outputs
         self._metrics = metrics
         self._health = health
         self._suspects = suspects or no_suspects()
+        self._traces = traces or Traces()
         self._in_flight: deque[InFlight] = deque()
         self._positions: dict[Partition, int] = {}  # answered in the open transaction, not committed yet
         self._oldest_ms: int | None = None  # timestamp of the oldest record in it
@@ -88,12 +90,13 @@ class Pipeline:
         self._must_rewind = False
         self._patience = Patience(metrics=metrics, health=health)
         self._breaker = CircuitBreaker(settings.delivery.max_reject_share, window=settings.delivery.reject_window)
+        metrics.reject_share_max.set(settings.delivery.max_reject_share)
         self._stop = Event()
         self._deadline_s: float | None = None
 
     # ── the journey ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, records: Sequence[InputRecord], generations: dict[Partition, int | None]) -> Batch:
+    def prepare(self, records: Sequence[InputRecord], generations: dict[Partition, int | None], model: ServedModel) -> Batch:
         """Decode, collapse, known?, features. Waits for the registry and the store where they are away."""
         self._patience.ask(lambda: self._suspects.begin(records, generations))
         with self._metrics.stage("decode"):
@@ -102,46 +105,48 @@ class Pipeline:
             killers = {id(one.record): one for one in self._suspects.tried(records, schemas)}
             decoded = [killers.get(id(record)) or codec.decode(record, schemas) for record in records]
         changes = [one for one in decoded if isinstance(one, Change)]
-        batch = self._prepare(changes, [one for one in decoded if isinstance(one, Rejected)])
+        batch = self._prepare(changes, [one for one in decoded if isinstance(one, Rejected)], model)
+        self._metrics.drift.count_listings(changes, batch.covers)
         failpoints.reached("after_prepare")
         return batch
 
-    def _prepare(self, changes: list[Change], rejected: list[Rejected], *, may_wait: bool = True) -> Batch:
+    def _prepare(self, changes: list[Change], rejected: list[Rejected], model: ServedModel, *, may_wait: bool = True) -> Batch:
         winners = assemble.collapse(changes)
         listings = {key: winner.listing for key, winner in winners.items() if winner.listing is not None}
-        urls = {key: url_to_fetch(listing) if self._fetcher else None for key, listing in listings.items()}
-        contents = {key: content_hash(listing, cover_url=urls[key]) for key, listing in listings.items()}
+        urls = urls_to_fetch(listings) if self._fetcher else {}
+        contents = {key: content_hash(listing, cover_url=urls.get(key)) for key, listing in listings.items()}
+        seen = covers_used(listings, urls, urls.values())  # or its content would be no known one
         with self._metrics.stage("known"):
-            epoch = self._predictor.identity.epoch
+            epoch = model.identity.epoch
             known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
+        self._metrics.count_lookups(hits=len(known), misses=len(contents) - len(known))
         proposed: dict[str, tuple[Outcome, State]] = {}
         unseen: list[Change] = []
         for key, winner in winners.items():
             if winner.listing is None:
                 proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
             elif key in known:
-                cover = cover_use(winner.listing, url=urls[key], fetched=True)  # or its content would be no known one
-                proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=cover))
+                proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=seen[key]))
             else:
                 unseen.append(winner)
-        wanted = [url for one in unseen if (url := urls[one.listing_id])]  # what is known as it is needs no fetch
+        wanted = [url for one in unseen if (url := urls.get(one.listing_id))]  # what is known as it is needs no fetch
         if self._suspects.on_trial:
             wanted = []  # the child fetches nothing, so a cover that kills its decoder must count as missing
         fetched = self._fetcher.fetch(wanted, may_wait=may_wait) if self._fetcher else {}
-        covers = {key: cover_use(listing, url=urls[key], fetched=urls[key] in fetched) for key, listing in listings.items()}
+        covers = covers_used(listings, urls, fetched)
         contents |= {one.listing_id: "" for one in unseen if covers[one.listing_id] is CoverUse.MISSING}
         with self._metrics.stage("features"):
-            prepared, broken = self._predictor.prepare(unseen, fetched)
-        return Batch(changes, rejected + broken, proposed, prepared, contents, covers)
+            prepared, broken = model.predictor.prepare(unseen, fetched)
+        return Batch(model, changes, rejected + broken, proposed, prepared, contents, covers)
 
     def predict(self, batch: Batch) -> Batch:
-        """Infer, assemble; runs on the backend's thread. A record that the model cannot take is rejected alone.
+        """Infer, assemble; runs on the model's thread. A record that the model cannot take is rejected alone.
 
         Where the newest version of a listing is rejected, the next newest of the batch takes its place.
         """
         self._infer(batch)
         while orphans := without_answer(batch):  # each round rejects a version of every orphan, or answers it
-            rest = self._prepare(orphans, [], may_wait=False)  # the batch has waited for covers
+            rest = self._prepare(orphans, [], batch.model, may_wait=False)  # the batch has waited for covers
             self._infer(rest)
             batch.proposed |= rest.proposed
             batch.rejected += rest.rejected
@@ -149,13 +154,13 @@ class Pipeline:
         return batch
 
     def _infer(self, batch: Batch) -> None:
-        model = self._predictor.identity
+        model = batch.model.identity
         with self._metrics.stage("infer"):
-            answered, rejected = self._predictor.predict(batch.unseen)
+            answered, rejected = batch.model.predictor.predict(batch.unseen)
         for change, predictions in answered:
             key = change.listing_id
             content, cover = batch.contents[key], batch.covers[key]
-            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover)
+            state = Enriched(key, change.version, content, predictions, str(model), model.epoch, cover, model.engine)
             batch.proposed[key] = (Outcome.PREDICTED, state)
         batch.rejected.extend(rejected)
 
@@ -185,20 +190,7 @@ class Pipeline:
         answers = assemble.answers(changes, proposed=proposed, stored=stored)
 
         with self._metrics.stage("produce"):  # guarantee 1: one output for each input offset
-            now_ms, out = _now_ms(), self._outputs
-            records = [
-                codec.enriched_record(
-                    answer,
-                    topic=out.enriched_topic,
-                    schema=out.schema,
-                    enriched_at_ms=now_ms,
-                    partition=answer.record.partition if out.keep_partition else None,
-                )
-                for answer in answers
-            ]
-            records += [
-                codec.dead_letter(one, topic=out.dead_letter_topic, bytes_max=out.dead_letter_bytes_max) for one in rejected
-            ]
+            records = self._outputs.records(answers, rejected, enriched_at_ms=_now_ms(), trace=work.trace)
             if not self._positions:
                 self._open_since_s = time.monotonic()
             self._delivery.send(records)
@@ -241,6 +233,7 @@ class Pipeline:
         self._metrics.set_lag(self._source.lag())
         self._oldest_ms = None
         self._breaker.committed()
+        self._metrics.reject_share.set(self._breaker.share)
         self._suspects.committed(positions)
         self._health.progress()
 
@@ -268,20 +261,24 @@ class Pipeline:
 
     def _step(self) -> None:
         try:
+            model = self._model()  # between two batches: another one may take over here, and only here
             records = self._poll()
             self._check_ownership()
             self._suspects.leave(self._source.generation)
             if records:
                 failpoints.reached("after_poll")
-                self._start(records)
+                self._start(records, model)
             elif self._in_flight:
                 wait([self._in_flight[0].batch], timeout=self._wait_s())
             self._finish_done()
-            if self._positions and time.monotonic() >= self._open_since_s + self._settings.delivery.transaction_ms / 1000:
-                self.commit()
+            self._commit_when_due()
         except TransactionAborted as error:
             self._rewind(str(error))
         self._health.beat(unfinished=self._unfinished())
+
+    def _commit_when_due(self) -> None:
+        if self._positions and time.monotonic() >= self._open_since_s + self._settings.delivery.transaction_ms / 1000:
+            self.commit()
 
     def _poll(self) -> list[InputRecord]:
         batch = self._settings.batch
@@ -307,13 +304,22 @@ class Pipeline:
         due_s = self._open_since_s + self._settings.delivery.transaction_ms / 1000
         return min(IDLE_S, max(0.0, due_s - time.monotonic()))
 
-    def _start(self, records: Sequence[InputRecord]) -> None:
-        for part in split_by_cost(records, self._settings.batch.max_cost):
-            generations = {p: self._source.generation(p) for p in {partition_of(record) for record in part}}
-            prepared = self._prepare_thread.submit(self.prepare, part, generations)
-            predicted = self._backend_thread.submit(self._predict_prepared, prepared)
-            self._in_flight.append(InFlight(part, generations, predicted))
+    def _start(self, records: Sequence[InputRecord], model: ServedModel) -> None:
+        parts = split_by_cost(records, self._settings.batch.max_cost)
+        # Before any of them waits: what a partition that goes and comes back meanwhile brings is read again.
+        begun = [{p: self._source.generation(p) for p in {partition_of(record) for record in part}} for part in parts]
+        for part, generations in zip(parts, begun, strict=True):
+            while len(self._in_flight) >= self._settings.batch.max_in_flight:
+                wait([self._in_flight[0].batch], timeout=self._wait_s())
+                self._stay_alive()
+                self._finish_done()
+                self._commit_when_due()
+            trace = self._traces.begin(part)
+            prepared = self._prepare_thread.submit(trace.run, self.prepare, part, generations, model)
+            predicted = model.thread.submit(trace.run, self._predict_prepared, prepared)
+            self._in_flight.append(InFlight(part, generations, predicted, trace))
             self._metrics.batch_records.observe(len(part))
+            self._metrics.batch_age_seconds.observe(max(0, _now_ms() - min(one.timestamp_ms for one in part)) / 1000)
         self._metrics.in_flight_batches.set(len(self._in_flight))
 
     def _predict_prepared(self, prepared: "Future[Batch]") -> Batch:
@@ -324,8 +330,10 @@ class Pipeline:
 
     def _finish_done(self) -> None:
         while self._in_flight and self._in_flight[0].batch.done():
-            self.finish(self._in_flight[0])
+            work = self._in_flight[0]
+            work.trace.run(self.finish, work)
             self._in_flight.popleft()
+            work.trace.end()
             self._metrics.in_flight_batches.set(len(self._in_flight))
             self._health.progress()
 
@@ -392,11 +400,11 @@ class Pipeline:
     def _rewind(self, reason: str) -> None:
         log.warning("transaction_aborted", reason=reason)
         self._metrics.transactions.labels("aborted").inc()
-        committed = self._patience.ask(self._delivery.abort, between=self._beat)
-        if committed and any(self._source.generation(partition) is not None for partition in self._positions):
-            # Where to go on only the group knows. A partition that is not ours any more is asked about when it comes back.
-            raise Fenced("the open transaction was committed after all while partitions went away; a restart finds the place")
+        if self._patience.ask(self._delivery.abort, between=self._beat):  # committed after all, or nobody knows but the group
+            self._patience.ask(self._source.recall, between=self._beat)
         self._must_rewind = False
+        for work in self._in_flight:
+            work.trace.end(failure=reason)
         self._in_flight.clear()
         self._positions.clear()
         self._oldest_ms = None

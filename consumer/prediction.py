@@ -1,6 +1,6 @@
 """From listings to predictions: features, one pass of the backend, assembly. The service and `consumer predict` share it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -15,7 +15,7 @@ from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
 from consumer.records import Change, ModelIdentity, Rejected, Stage
 from consumer.task_prediction import TaskPrediction
-from model.bundle import Bundle, BundleError
+from model.bundle import Bundle, BundleError, TaskSpec
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, decode_cover
 
 # Wide enough for another processor's rounding and for fp16, far below a changed weight.
@@ -44,16 +44,20 @@ class Predictor:
     """A loaded bundle with a backend.
 
     `prepare` may run on any thread; `predict` only on the one that opened the backend.
+
+    Attributes:
+        observe: told each task with labels and the probabilities of the listings that it was asked of (`drift.Drift.watch`).
     """
 
     def __init__(self, bundle: Bundle, backend: InferenceBackend, *, cover_bytes_max: int) -> None:
         manifest = bundle.manifest
-        self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch)
+        self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch, backend.engine)
         self._tasks = manifest.tasks
         self._extractor = read_extractor(bundle)
         self._bundle = bundle
         self._backend = backend
         self.cover_bytes_max = cover_bytes_max
+        self.observe: Callable[[TaskSpec, NDArray[np.float32]], None] | None = None
 
     @property
     def feature_settings(self) -> FeatureSettings:
@@ -121,7 +125,7 @@ class Predictor:
             if not finite.all():
                 outputs = {name: array[finite] for name, array in outputs.items()}
             good = [rows[at] for at in np.flatnonzero(finite)]
-            predictions = assemble.predictions(outputs, [changes[row].stated for row in good], self._tasks)
+            predictions = assemble.predictions(outputs, [changes[row].stated for row in good], self._tasks, self.observe)
             found |= zip(good, predictions, strict=True)
         answered = [(changes[row], found[row]) for row in sorted(found)]
         return answered, [Rejected(changes[row].record, Stage.INFERENCE, reasons[row]) for row in sorted(reasons)]

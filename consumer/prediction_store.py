@@ -1,7 +1,8 @@
-"""The prediction store in Redis: the only file that knows the client, the keys and the guard.
+"""The prediction store in Redis: the only file that knows the keys and the guard.
 
 One hash a listing, `<prefix>{<listing_id>}`: one field a task, and fields with an underscore for the rest (`_fields`).
-Whole batches travel in one script call, so the cost is one round trip, and no reader sees half of an update.
+Whole batches travel in one script call, so the cost is one round trip, and no reader sees half of an update; in a cluster it
+is a call for each listing, and a round trip to each node.
 
 The guard: an update is written when its (version, model epoch) is not below what is stored; a delete when its version
 is not below; and an update over a tombstone only when its version is above. So a write that is done again, or comes
@@ -9,21 +10,21 @@ late, or comes from a process that was replaced meanwhile, changes nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from typing import Final
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.records import CoverUse, Enriched, State, Tombstone
+from consumer.redis_client import open_redis
+from consumer.redis_errors import RIGHTS, Misconfigured
+from consumer.redis_server import Script
+from consumer.settings import RedisSettings
 from consumer.task_prediction import TaskPrediction
 
-_CONNECTIONS_MAX = 16
-_HEALTH_CHECK_SECONDS = 30
+# What the scripts here and the crash marks run, with as many arguments as each takes at least.
+_COMMANDS: Final = ("HGET KEY x", "HMGET KEY x", "HGETALL KEY", "HSET KEY x x", "HLEN KEY", "HKEYS KEY", "HDEL KEY x")
 
 # KEYS: listings. ARGV: model epoch, then the content hash of each. Returns index and hash of those that match.
-_UNCHANGED: Final = """
+_UNCHANGED: Final = Script("""
 local found = {}
 for i, key in ipairs(KEYS) do
   local stored = redis.call('HMGET', key, '_content', '_model_epoch', '_deleted')
@@ -33,7 +34,7 @@ for i, key in ipairs(KEYS) do
   end
 end
 return found
-"""
+""")
 
 # KEYS: listings. ARGV: seconds to live (0: for ever), 1 to refuse equal updates, then for each listing its version, its
 # model epoch (empty: a delete), the number n of field and value items, and these n items. Returns index and hash of those
@@ -42,7 +43,7 @@ return found
 # Versions are compared as decimal text: Lua's numbers are doubles and confuse 2^53 and 2^53+1.
 # HSET comes before the removal of fields that are no longer said: a full store refuses HSET as the script's first write
 # and nothing is lost; after a DEL it would no longer refuse, and grow above its limit.
-_WRITE: Final = """
+_WRITE: Final = Script("""
 local function below(a, b)
   local a_negative, b_negative = string.sub(a, 1, 1) == '-', string.sub(b, 1, 1) == '-'
   if a_negative ~= b_negative then return a_negative end
@@ -82,18 +83,28 @@ for i, key in ipairs(KEYS) do
   end
 end
 return refused
-"""
+""")
+
+# ARGV: a key of ours, then commands. Returns those that the ACL user may not run. Nothing is run; Redis before 7.0 cannot say.
+_FORBIDDEN: Final = Script("""
+local forbidden = {}
+for i = 2, #ARGV do
+  local words = {}
+  for word in string.gmatch(ARGV[i], '%S+') do words[#words + 1] = word == 'KEY' and ARGV[1] or word end
+  if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(words)) then forbidden[#forbidden + 1] = words[1] end
+end
+return forbidden
+""")
 
 
 class PredictionStore:
     """Reads and writes listings' predictions, a batch at a time. Safe to share between threads.
 
-    Nothing connects before the first call. Every call may block for two times `socket_timeout_s` and raises
-    DependencyUnavailable when the store does not answer, refuses (loading, read-only, out of memory) or holds something
-    that is not a prediction.
+    Nothing connects before the first call. Every call may block as `redis_client` says and raises DependencyUnavailable when
+    the store does not answer, refuses (loading, read-only, out of memory) or holds something that is not a prediction.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; never logged.
+        url, ca, socket_timeout_s: as `open_redis` takes them.
         key_prefix: what precedes `{<listing_id>}`.
         ttl_seconds: how long an entry lives after its last write; None is for ever.
 
@@ -101,26 +112,12 @@ class PredictionStore:
         SettingsError: the URL cannot be read.
     """
 
-    def __init__(self, url: str, *, key_prefix: str, ttl_seconds: int | None, socket_timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, key_prefix: str, ttl_seconds: int | None, ca: str | None = None, socket_timeout_s: float = 5.0
+    ) -> None:
         self._key_prefix = key_prefix
         self._ttl_seconds = ttl_seconds or 0
-        try:
-            self._client = redis.Redis.from_url(
-                url,
-                socket_timeout=socket_timeout_s,
-                socket_connect_timeout=socket_timeout_s,
-                health_check_interval=_HEALTH_CHECK_SECONDS,
-                max_connections=_CONNECTIONS_MAX,
-                # Once more at once, for the connection that a proxy closed while it was idle. Waiting is the caller's.
-                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-            )
-        except (ValueError, TypeError):
-            raise SettingsError(  # not the client's words: they may quote a part of the URL
-                "redis.url: expected redis://[[user]:password@]host[:port][/database], rediss://… or unix://…, found "
-                "something else (in a password, / ? # @ and : are written as %2F %3F %23 %40 and %3A)"
-            ) from None
-        self._unchanged = self._client.register_script(_UNCHANGED)
-        self._write = self._client.register_script(_WRITE)
+        self._client = open_redis(url, ca=ca, socket_timeout_s=socket_timeout_s)
 
     def unchanged(self, expected: Mapping[str, str], *, model_epoch: int) -> dict[str, Enriched]:
         """The stored predictions that still hold: same content, same model, not deleted. One round trip.
@@ -131,7 +128,8 @@ class PredictionStore:
         if not expected:
             return {}
         listing_ids = list(expected)
-        found = self._run(self._unchanged, self._keys(listing_ids), [str(model_epoch), *expected.values()])
+        hashes = [(content,) for content in expected.values()]
+        found = self._client.run(_UNCHANGED, self._keys(listing_ids), [str(model_epoch)], hashes)
         states: dict[str, Enriched] = {}
         for index, items in zip(found[::2], found[1::2], strict=True):
             listing_id = listing_ids[index - 1]
@@ -159,12 +157,9 @@ class PredictionStore:
             return []
         listing_ids = [state.listing_id for state in states]
         assert len(set(listing_ids)) == len(listing_ids), "a batch holds a listing once"
-        arguments: list[str] = [str(self._ttl_seconds), "1" if only_above else "0"]
-        for state in states:
-            items = _fields(state, str(now_ms))
-            epoch = str(state.model_epoch) if isinstance(state, Enriched) else ""
-            arguments += (str(state.version), epoch, str(len(items)), *items)
-        refused = self._run(self._write, self._keys(listing_ids), arguments)
+        arguments = [_arguments(state, str(now_ms)) for state in states]
+        shared = [str(self._ttl_seconds), "1" if only_above else "0"]
+        refused = self._client.run(_WRITE, self._keys(listing_ids), shared, arguments)
         held = list(states)
         for index, items in zip(refused[::2], refused[1::2], strict=True):
             held[index - 1] = self._stored_state(listing_ids[index - 1], _pairs(items))
@@ -172,24 +167,31 @@ class PredictionStore:
 
     def read(self, listing_ids: Sequence[str]) -> list[State | None]:
         """What is stored for each, in order; None where there is nothing. One round trip."""
-        try:
-            pipeline = self._client.pipeline(transaction=False)
-            for key in self._keys(listing_ids):
-                pipeline.hgetall(key)
-            hashes: list[dict[bytes, bytes]] = pipeline.execute()
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        if not listing_ids:
+            return []
+        hashes = self._client.pipelined([("HGETALL", key) for key in self._keys(listing_ids)])
         return [
             self._stored_state(listing_id, fields) if fields else None
             for listing_id, fields in zip(listing_ids, hashes, strict=True)
         ]
 
-    def ping(self) -> None:
-        """Returns when the store answers. Raises: DependencyUnavailable."""
+    def check(self) -> None:
+        """Returns when the store answers and its user may do all that the service does. Changes nothing.
+
+        Raises:
+            DependencyUnavailable: it does not answer, or refuses for now.
+            SettingsError: it refuses for a reason that waiting does not change: no password, a right that is missing …
+        """
+        commands = (*self._client.needs, *_COMMANDS, "EXPIRE KEY 1" if self._ttl_seconds else "PERSIST KEY")
+        key, other = self._keys(["a", "b"])
         try:
-            self._client.ping()
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+            for forbidden in self._client.everywhere(_FORBIDDEN, [key, *commands]):
+                if forbidden:
+                    wanted = f"{', '.join(name.decode() for name in forbidden)} on {self._key_prefix}*"
+                    raise SettingsError(f"redis.url: expected a user who may run {wanted}, found one who may not; {RIGHTS}")
+            self._client.run(_UNCHANGED, [key, other], [""], [("",), ("",)])  # two slots: a cluster under redis:// says so
+        except Misconfigured as error:
+            raise SettingsError(f"redis.url: {error.reason}") from error
 
     def close(self) -> None:
         """Closes all connections; a later call would open new ones."""
@@ -198,20 +200,29 @@ class PredictionStore:
     def _keys(self, listing_ids: Iterable[str]) -> list[str]:
         return [f"{self._key_prefix}{{{listing_id}}}" for listing_id in listing_ids]
 
-    def _run(self, script: Any, keys: list[str], arguments: list[str]) -> list[Any]:
-        """Runs a script by its hash, loading it into a store that does not know it (the client does that)."""
-        try:
-            answer: list[Any] = script(keys, arguments)
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
-        return answer
-
     def _stored_state(self, listing_id: str, fields: Mapping[bytes, bytes]) -> State:
         try:
             return _state(listing_id, fields)
         except ValueError as error:
             key = self._keys([listing_id])[0]
             raise DependencyUnavailable("redis", f"{key} holds what this service did not write: {error}") from error
+
+
+def open_store(redis: RedisSettings, *, socket_timeout_s: float = 5.0) -> PredictionStore:
+    """The store that the settings name. Raises: SettingsError."""
+    return PredictionStore(
+        redis.url.get_secret_value(),
+        key_prefix=redis.key_prefix,
+        ttl_seconds=redis.ttl_seconds,
+        ca=redis.ca,
+        socket_timeout_s=socket_timeout_s,
+    )
+
+
+def _arguments(state: State, now_ms: str) -> list[str]:
+    """What `_WRITE` takes for one listing."""
+    items = _fields(state, now_ms)
+    return [str(state.version), str(state.model_epoch) if isinstance(state, Enriched) else "", str(len(items)), *items]
 
 
 def _fields(state: State, now_ms: str) -> list[str]:
@@ -224,6 +235,8 @@ def _fields(state: State, now_ms: str) -> list[str]:
     ]
     if state.cover is not CoverUse.NONE:
         items += ("_cover", state.cover.value)
+    if state.engine is not None:
+        items += ("_engine", state.engine)
     for task, prediction in state.predictions.items():
         if task.startswith("_"):
             raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
@@ -247,6 +260,7 @@ def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
             model=fields[b"_model"].decode(),
             model_epoch=int(fields[b"_model_epoch"]),
             cover=CoverUse(fields.get(b"_cover", b"NONE").decode()),
+            engine=fields[b"_engine"].decode() if b"_engine" in fields else None,
         )
     except KeyError as error:
         raise ValueError(f"expected the field {error.args[0].decode()}, found none") from error
@@ -254,7 +268,3 @@ def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
 
 def _pairs(items: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _unavailable(error: redis.RedisError) -> DependencyUnavailable:
-    return DependencyUnavailable("redis", str(error) or type(error).__name__)

@@ -206,6 +206,7 @@ def _enriched(event: dict[str, Any]) -> Enriched:
         model=f"{event['model_name']}@{event['model_version']}",
         model_epoch=event["model_epoch"],
         cover=CoverUse(event.get("cover", CoverUse.NONE)),
+        engine=event.get("engine"),
     )
 
 

@@ -82,11 +82,15 @@ class CoverUse(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which model speaks. A higher `epoch` may rewrite what a lower one wrote for the same listing version."""
+    """Which model speaks. A higher `epoch` may rewrite what a lower one wrote for the same listing version.
+
+    `engine`: fingerprint of the TensorRT engine that runs it, or None.
+    """
 
     name: str
     version: str
     epoch: int
+    engine: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -100,6 +104,7 @@ class Enriched:
         content: hash of what the model saw, hex; empty, which no hash equals, where that should not be reused.
         predictions: task name to answer.
         model: `name@version`.
+        engine: fingerprint of the TensorRT engine that made the predictions; None where ONNX Runtime did.
     """
 
     listing_id: str
@@ -109,6 +114,7 @@ class Enriched:
     model: str
     model_epoch: int
     cover: CoverUse = CoverUse.NONE
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

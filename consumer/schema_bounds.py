@@ -7,6 +7,7 @@ from typing import Any
 from fastavro.read import LOGICAL_READERS
 
 FREE_VALUES_MAX = 1_000
+SCALE_MAX = 1_000
 DECIMAL_BYTES_MAX = 64  # 154 digits; a converter's time grows with the square: 1 MB took 143 s
 
 
@@ -82,9 +83,15 @@ def _free_values(schema: Any, named: Mapping[str, Any], known: dict[str, int]) -
 
 
 def _bounded_decimal(data: bytes, writer_schema: Any = None, reader_schema: Any = None) -> Decimal:
+    return scaled(data, writer_schema.get("scale", 0))
+
+
+def scaled(data: bytes, scale: int) -> Decimal:
+    """The number of an Avro decimal's bytes. Raises: ValueError, where it would take long or has no meaning."""
     if len(data) > DECIMAL_BYTES_MAX:
         raise ValueError(f"decimal: at most {DECIMAL_BYTES_MAX} bytes, found {len(data)}")
-    scale = writer_schema.get("scale", 0)
+    if abs(scale) > SCALE_MAX:
+        raise ValueError(f"decimal: expected a scale of at most {SCALE_MAX}, found {scale}")
     return Decimal(int.from_bytes(data, "big", signed=True)).scaleb(-scale)
 
 

@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
@@ -22,6 +21,8 @@ from fastavro.schema import SchemaParseException, parse_schema
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.schema_bounds import Unbounded, check_bounds
+from consumer.schemas import ParsedSchema as ParsedSchema
+from consumer.schemas import UnknownSchema as UnknownSchema
 
 _CACHED_MAX = 1_000
 _REFERENCES_MAX = 50  # schemas that one schema may pull in
@@ -31,22 +32,6 @@ _DEFAULTS: Mapping[str, Any] = {"timeout": 5.0, "max.retries": 2, "retries.wait.
 _NOT_FOUND_CODES = range(40_400, 40_500)
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedSchema:
-    """A writer schema, ready for `fastavro.schemaless_reader(stream, parsed.schema, …)`."""
-
-    schema_id: int
-    schema: Any
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownSchema:
-    """A schema that records cannot be read with, and why: the registry does not have it, or it is not readable Avro."""
-
-    schema_id: int
-    reason: str
 
 
 class SchemaRefused(SettingsError):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
 from typing import TypeVar
@@ -11,24 +10,25 @@ import structlog
 
 from consumer import __version__
 from consumer.batches import Outputs
+from consumer.client_statistics import ClientStatistics
 from consumer.cover_fetch import CoverFetcher
 from consumer.crash_marks import CrashMarks
 from consumer.delivery import open_delivery
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.health import Health, serve
-from consumer.inference.choice import open_backend
 from consumer.kafka import KafkaSource, message_bytes_max, partition_counts
+from consumer.model_swap import ModelSwap
 from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
-from consumer.prediction_store import PredictionStore
+from consumer.prediction_store import open_store
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.schemas import ENRICHED_LISTING
+from consumer.serving import ServedModel, Wanted, load_bundle, open_model, open_predictor, read_wanted
 from consumer.settings import KafkaSettings, Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces, open_traces
 from consumer.trial import Trial
-from model.bundle import Bundle, BundleError
-from model.signing import KeyUnusable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -49,6 +49,12 @@ class Service:
         self._registry = registry
         self.metrics = Metrics()
         self.health = Health(stall_seconds=settings.health.stall_seconds)
+        self._swap: ModelSwap | None = None
+
+    def reload(self) -> None:
+        """Looks soon whether another model is wanted (`model_swap.py`). For a signal handler: sets a flag and no more."""
+        if self._swap is not None:
+            self._swap.ask()
 
     def run(self, stop: Event) -> None:
         """Works until `stop` is set and what was in flight is committed.
@@ -59,60 +65,84 @@ class Service:
             CircuitOpen, Fenced, DrainIncomplete: see `errors`.
         """
         settings = self._settings
+        traces = open_traces(settings.traces, version=__version__)
         http = serve(settings.http.host, settings.http.port, health=self.health, metrics_registry=self.metrics.registry)
-        # One thread owns the backend from its creation to its end: a GPU context belongs to its thread.
-        backend_thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
-        predictor: Predictor | None = None
         try:
-            bundle = load_bundle(settings)
-            predictor = backend_thread.submit(self._open_predictor, bundle).result()
-            self._run(stop, predictor, backend_thread)
+            self.metrics.set_build(version=__version__)
+            wanted = read_wanted(settings.model)
+            bundle = load_bundle(settings.model, wanted)
+            model = open_model(settings, bundle, bundle.manifest.epoch if wanted.epoch is None else wanted.epoch)
+            self._serves(model)
+            identity, choice = model.identity, model.choice
+            log.info("model_ready", model=str(identity), epoch=identity.epoch, backend=choice.backend.name, reason=choice.reason)
+            trial = Trial(self._opens(model))
+
+            def taken_over(taken: ServedModel) -> None:
+                self._serves(taken)
+                trial.use(self._opens(taken))
+
+            with ModelSwap(
+                model,
+                wanted=wanted,
+                look=partial(read_wanted, settings.model),
+                load=partial(load_bundle, settings.model),
+                open_model=partial(open_model, settings),
+                on_taken=taken_over,
+                metrics=self.metrics,
+                same_covers=settings.covers.fetch,
+            ) as self._swap:
+                self._run(stop, model, self._swap, trial, traces)
         finally:
-            if predictor is not None:
-                backend_thread.submit(predictor.close).result()
-            backend_thread.shutdown()
+            traces.close()
             http.close()
 
-    def _open_predictor(self, bundle: Bundle) -> Predictor:
-        choice = open_backend(self._settings.model, bundle)
-        predictor = Predictor(bundle, choice.backend, cover_bytes_max=self._settings.covers.max_bytes)
-        predictor.warm_up()
-        identity = predictor.identity
-        self.metrics.set_build(version=__version__)
-        self.metrics.set_model(name=identity.name, version=identity.version, epoch=identity.epoch, backend=choice.backend.name)
+    def _serves(self, model: ServedModel) -> None:
+        identity, choice = model.identity, model.choice
+        self.metrics.set_model(identity, backend=choice.backend.name, reason=choice.reason)
+        self.metrics.set_bundle(model.bundle.digest, engine=choice.backend.engine)
         self.metrics.backend_fallback.set(choice.fallback)
-        self.health.set_condition("model", holds=True, reason=f"{identity} on {choice.backend.name}")
-        log.info("model_ready", model=str(identity), epoch=identity.epoch, backend=choice.backend.name, reason=choice.reason)
-        return predictor
+        model.predictor.observe = self.metrics.drift.watch(model.bundle.manifest)
+        self.health.set_condition("model", holds=True, reason=f"{identity} on {choice.backend.name}: {choice.reason}")
 
-    def _run(self, stop: Event, predictor: Predictor, backend_thread: ThreadPoolExecutor) -> None:
+    def _opens(self, model: ServedModel) -> Callable[[], Predictor]:
+        return partial(open_predictor, self._settings, Wanted(model.bundle.path))
+
+    def _run(self, stop: Event, first: ServedModel, swap: ModelSwap, trial: Trial, traces: Traces) -> None:
         settings = self._settings
         url, prefix = settings.redis.url.get_secret_value(), settings.redis.key_prefix
-        store = PredictionStore(url, key_prefix=prefix, ttl_seconds=settings.redis.ttl_seconds)
+        store = open_store(settings.redis)
         registry = self._registry or SchemaRegistry(settings.schema_registry.url, settings.schema_registry.properties)
-        marks = CrashMarks(url, key_prefix=prefix, group_id=settings.kafka.group_id)
+        marks = CrashMarks(url, key_prefix=prefix, group_id=settings.kafka.group_id, ca=settings.redis.ca)
         suspects = Suspects(
             marks,
-            Trial(partial(open_predictor, settings)),
+            trial,
             crashes_before_trial=settings.delivery.crashes_before_trial,
             reach=settings.batch.max_records * settings.batch.max_in_flight,
             progress=self.health.progress,
         )
-        self._await(stop, "redis", store.ping)
+        self._await(stop, "redis", store.check)
         outputs = self._await(stop, "schema registry and topics", lambda: open_outputs(settings.kafka, registry))
         if outputs is None:
             return
         covers = settings.covers
-        fetcher = CoverFetcher(covers, decode=predictor.decode_cover, metrics=self.metrics) if covers.fetch else None
+        fetcher = CoverFetcher(covers, decode=first.predictor.decode_cover, metrics=self.metrics) if covers.fetch else None
         pipeline: Pipeline | None = None
         source = KafkaSource(
             settings.kafka,
             before_revoked=lambda: pipeline.before_revoked() if pipeline else None,
             after_lost=lambda: pipeline.lost() if pipeline else None,
             on_rebalance=self._rebalanced,
+            statistics=ClientStatistics("consumer", self.metrics).settings(),
         )
         try:
-            delivery = self._await(stop, "kafka", lambda: open_delivery(settings.kafka, settings.delivery, source=source))
+            opening = partial(
+                open_delivery,
+                settings.kafka,
+                settings.delivery,
+                batch_bytes_max=outputs.batch_bytes_max,
+                statistics=ClientStatistics("producer", self.metrics).settings(),
+            )
+            delivery = self._await(stop, "kafka", lambda: opening(source=source))
             if delivery is None:
                 return
             pipeline = Pipeline(
@@ -121,13 +151,13 @@ class Service:
                 delivery=delivery,
                 store=store,
                 schemas=registry,
-                predictor=predictor,
-                backend_thread=backend_thread,
+                model=swap.current,
                 outputs=outputs,
                 metrics=self.metrics,
                 health=self.health,
                 fetcher=fetcher,
                 suspects=suspects,
+                traces=traces,
             )
             try:
                 pipeline.run(stop)
@@ -165,22 +195,6 @@ class Service:
         return None
 
 
-def load_bundle(settings: Settings) -> Bundle:
-    """The bundle of `model.bundle`, every file checked and, with `model.public_key`, who signed it. Raises: SettingsError."""
-    try:
-        return Bundle.load(settings.model.bundle, public_key=settings.model.public_key)
-    except KeyUnusable as error:
-        raise SettingsError(f"model.public_key: {error}") from error
-    except BundleError as error:
-        raise SettingsError(f"model.bundle: {error}") from error
-
-
-def open_predictor(settings: Settings) -> Predictor:
-    """The model in another process, which has no metrics and no health (`consumer/trial.py`). Raises: SettingsError."""
-    bundle = load_bundle(settings)
-    return Predictor(bundle, open_backend(settings.model, bundle).backend, cover_bytes_max=settings.covers.max_bytes)
-
-
 def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
     """Registers the enriched event's schema and looks at the topics.
 
@@ -204,7 +218,7 @@ def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
             output=counts[kafka.output_topic],
             effect="answers are placed by the client's hash of their key",
         )
-    sizes = message_bytes_max(kafka, (kafka.input_topic, kafka.dead_letter_topic), timeout_s=KAFKA_TIMEOUT_S)
+    sizes = message_bytes_max(kafka, topics, timeout_s=KAFKA_TIMEOUT_S)
     bytes_max = sizes.get(kafka.dead_letter_topic)
     if bytes_max is not None and bytes_max < sizes.get(kafka.input_topic, 0):
         log.warning(
@@ -220,4 +234,5 @@ def open_outputs(kafka: KafkaSettings, registry: SchemaRegistry) -> Outputs:
         keep_partition=keep,
         dead_letter_topic=kafka.dead_letter_topic,
         dead_letter_bytes_max=bytes_max,
+        batch_bytes_max=min((sizes[topic] for topic in topics[1:] if topic in sizes), default=None),
     )

@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator, model_validator
 
 import model
+from consumer import last_words
 from consumer.errors import SettingsError
 
 _PREFIX = "CONSUMER_"
 _CONFIG = "CONSUMER_CONFIG"
 _FILE = "_FILE"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 # Values that may hold a password: never shown in a message or a repr.
 _SECRET = frozenset({"redis.url", "kafka.properties", "schema_registry.url", "schema_registry.properties"})
 # Client properties that have a setting of their own; two sources of truth would disagree one day.
@@ -79,9 +80,13 @@ class SchemaRegistrySettings(_Section):
 
 
 class RedisSettings(_Section):
-    """The prediction store. Entries live `ttl_seconds` after their last write, or for ever when it is None."""
+    """The prediction store. Entries live `ttl_seconds` after their last write, or for ever when it is None.
+
+    `ca` (PEM) holds the authorities that may have signed the server's certificate; without it the system's.
+    """
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
+    ca: str | None = None
     key_prefix: str = "listing:"
     ttl_seconds: int | None = Field(default=None, ge=1, le=10 * 365 * 86_400)
 
@@ -103,11 +108,20 @@ def _shipped_bundle() -> Path:
 
 
 class ModelSettings(_Section):
-    """The model bundle, who must have signed it, and what runs it on how many CPU threads."""
+    """The model bundle, who must have signed it, and what runs it on how many CPU threads.
+
+    `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
+    `engine_cache` holds TensorRT engines; None is the folder that `build_engine` takes, too. Where it has none for this bundle
+    and GPU, one is built for up to `engine_build_seconds`; 0 builds none.
+    `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
+    """
 
     bundle: Path = Field(default_factory=_shipped_bundle)
+    pointer: Path | None = None
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     allow_fallback: bool = True
+    engine_cache: Path | None = None
+    engine_build_seconds: float = Field(default=900.0, ge=0, le=86_400)
     threads: int = Field(default=1, ge=1, le=256)
     public_key: str | None = None  # Ed25519, PEM: then only a bundle signed with its private key is loaded
 
@@ -166,8 +180,21 @@ class HttpSettings(_Section):
 
 
 class LogSettings(_Section):
+    """Logs, and the file that gets the reason why the service ended, where it exists: Kubernetes' termination message."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
+    termination_file: Path = last_words.DEFAULT_FILE
+
+
+class TracesSettings(_Section):
+    """Where spans go: `endpoint` takes OTLP over HTTP (`http://collector:4318/v1/traces`); without it there are none.
+
+    `sample_share` of the batches have a span that is sent.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://.+")] | None = None
+    sample_share: float = Field(default=1.0, ge=0, le=1)
 
 
 class StartupSettings(_Section):
@@ -200,6 +227,7 @@ class Settings(_Section):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    traces: TracesSettings = Field(default_factory=TracesSettings)
     startup: StartupSettings = Field(default_factory=StartupSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)

@@ -23,12 +23,12 @@ from consumer.covers import cover_pixels
 from consumer.errors import DrainIncomplete
 from consumer.prediction import Predictor
 from consumer.records import InputRecord, Rejected, Stage
-from consumer.schema_registry import ParsedSchema, UnknownSchema
+from consumer.schemas import ParsedSchema, UnknownSchema
 
 log = structlog.get_logger(__name__)
 
 SECONDS_PER_RECORD = 10.0
-START_SECONDS = 120.0  # a cold engine is deserialized, or built, in it
+START_SECONDS = 120.0  # an engine is deserialized in it, never built
 MEMORY_BYTES = 4 * 2**30  # what one record may ask for beyond what the warm model holds
 DEATHS_OF_THE_GUILTY = 2
 
@@ -53,6 +53,7 @@ class Trial:
 
     def __init__(self, open_predictor: Callable[[], Predictor], *, seconds_per_record: float = SECONDS_PER_RECORD) -> None:
         self._open_predictor = open_predictor
+        self._opened = open_predictor  # the child's
         self._seconds_per_record = seconds_per_record
         self._child: tuple[BaseProcess, Connection] | None = None
         self._given_up = False
@@ -65,6 +66,8 @@ class Trial:
         Raises:
             DrainIncomplete: `give_up` was called.
         """
+        if self._opened is not self._open_predictor:
+            self.close()
         for deaths in range(1, DEATHS_OF_THE_GUILTY + 1):
             try:
                 child = self._child or self._start()
@@ -77,6 +80,10 @@ class Trial:
                 log.warning("trial_died", record=_where(record), stage=error.stage, reason=str(error), deaths=deaths)
                 stage, how = error.stage, str(error)
         return Rejected(record, stage, f"it ends the process that takes it: {how}")
+
+    def use(self, open_predictor: Callable[[], Predictor]) -> None:
+        """The next verdict's child opens this. May be called on any thread."""
+        self._open_predictor = open_predictor
 
     def close(self) -> None:
         """Ends the child; a later verdict starts another."""
@@ -96,7 +103,8 @@ class Trial:
     def _start(self) -> tuple[BaseProcess, Connection]:
         spawn = multiprocessing.get_context("spawn")  # a fork would share the client's and the backend's threads
         connection, theirs = spawn.Pipe()
-        process = spawn.Process(target=_child, args=(theirs, self._open_predictor), name="trial", daemon=True)
+        self._opened = self._open_predictor
+        process = spawn.Process(target=_child, args=(theirs, self._opened), name="trial", daemon=True)
         process.start()
         theirs.close()  # or its end would never be seen
         self._child = (process, connection)
@@ -143,14 +151,14 @@ def _child(connection: Connection, open_predictor: Callable[[], Predictor]) -> N
     os.setsid()  # Ctrl-C at a terminal is for the service, which then ends this
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go when memory is short
-    predictor = open_predictor()
-    predictor.warm_up()
-    _limit_memory()
-    connection.send((None,))
-    with contextlib.suppress(EOFError):  # the service is gone, or needs no more
-        while True:
-            record, schemas = connection.recv()
-            connection.send((_judged(record, schemas, predictor, connection.send),))
+    with contextlib.closing(open_predictor()) as predictor:
+        predictor.warm_up()
+        _limit_memory()
+        connection.send((None,))
+        with contextlib.suppress(EOFError):  # the service is gone, or needs no more
+            while True:
+                record, schemas = connection.recv()
+                connection.send((_judged(record, schemas, predictor, connection.send),))
 
 
 def _judged(record: InputRecord, schemas: Schemas, predictor: Predictor, now_in: Callable[[Stage], None]) -> Verdict:

@@ -101,7 +101,12 @@ class FileSpec(_Part):
 
 
 class Manifest(_Part):
-    """All that is known of a bundle. `epoch` orders models: predictions of a larger one replace those of a smaller."""
+    """All that is known of a bundle. `epoch` orders models: predictions of a larger one replace those of a smaller.
+
+    Attributes:
+        reference: task to the share of each of its labels among those that the model gave its validation data
+            (`model.reference.label_counts`), in the order of `labels`; tasks without labels are absent.
+    """
 
     format_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -113,6 +118,7 @@ class Manifest(_Part):
     outputs: tuple[TensorSpec, ...]
     files: dict[str, FileSpec] = Field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    reference: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     data_fingerprint: str
     settings: dict[str, Any] = Field(default_factory=dict)
     library_versions: dict[str, str] = Field(default_factory=dict)
@@ -133,6 +139,10 @@ class Manifest(_Part):
             raise ValueError("tasks: a name occurs twice")
         if missing := [name for name in names if name not in {output.name for output in self.outputs}]:
             raise ValueError(f"outputs: expected one for each task, found none for {', '.join(missing)}")
+        labels = {task.name: len(task.labels) for task in self.tasks}
+        for name, shares in self.reference.items():
+            if not shares or len(shares) != labels.get(name) or min(shares) < 0 or not sum(shares) > 0:
+                raise ValueError(f"reference: expected a share of each label of a task, found {len(shares)} of {name}")
         return self
 
     @property
@@ -186,6 +196,11 @@ class Bundle:
     def graph_path(self) -> Path:
         """The fp32 ONNX graph."""
         return self.path / GRAPH
+
+    @property
+    def digest(self) -> str:
+        """The manifest's sha256, and so that of all it names."""
+        return _sha256(self.path / MANIFEST)
 
     def extractor(self) -> FeatureExtractor:
         """The code and the vocabulary that made the training data's features."""

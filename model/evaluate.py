@@ -4,7 +4,7 @@ A task whose label is read from an input is asked on listings from which that fi
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from model.bundle import TaskSpec
 from model.dataset import Labels, Rows, labels_of
 from model.features import FeatureExtractor, Features
 from model.listing import Listing
+from model.reference import label_counts, shares
 from model.tasks import Task
 
 _BATCH = 256
+_REFERENCE_ROWS = 5_000
 _CONFUSION_LABELS_MAX = 40
 
 
@@ -83,6 +85,24 @@ def features_of(
     """The extractor's output for some rows, without one field."""
     covers = [rows.covers[rows.cover_of[row]] if with_covers and rows.cover_of[row] >= 0 else None for row in index]
     return extractor.extract([without(rows.listings[row], hidden) for row in index], covers)
+
+
+def reference_shares(
+    session: onnxruntime.InferenceSession, extractor: FeatureExtractor, rows: Rows, specs: Iterable[TaskSpec]
+) -> dict[str, tuple[float, ...]]:
+    """How often each label is given, over rows of all sets, whether they have that label or not: a service asks of all, too.
+
+    At most `_REFERENCE_ROWS`, spread over all. A task that is asked only where a field is missing is asked with it hidden.
+    """
+    index = np.unique(np.linspace(0, len(rows) - 1, _REFERENCE_ROWS).astype(np.int64))
+    found = {}
+    labelled = [spec for spec in specs if spec.labels]
+    for hidden in dict.fromkeys(spec.asked_only_where_missing for spec in labelled):
+        outputs = predict(session, extractor, rows, index, hidden=hidden)
+        for spec in labelled:
+            if spec.asked_only_where_missing == hidden:
+                found[spec.name] = shares(label_counts(spec, outputs[spec.name])[0])
+    return {name: each for name, each in found.items() if each}
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from model.batches import Examples
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
 from model.calibrate import Calibration, calibrate
 from model.dataset import DataError, Rows, build_vocabulary, labels_of, read_rows
-from model.evaluate import Evaluation, evaluate, features_of, open_session
+from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
 from model.export import ServingGraph, difference, export_graph, input_specs, output_specs, quantised
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary
 from model.fit import CurvePoint, Trained, fit, task_logits
@@ -83,7 +83,7 @@ def train_bundle(
     outcome = train_graph(folders, task_file, seed=seed, limit=limit, progress=progress)
 
     def fill(folder: Path) -> Manifest:
-        evaluations, apart = _write_files(folder, outcome, task_file.features)
+        evaluations, apart, reference = _write_files(folder, outcome, task_file.features)
         return Manifest(
             name=task_file.bundle.name,
             version=task_file.bundle.version,
@@ -93,6 +93,7 @@ def train_bundle(
             inputs=input_specs(task_file.features),
             outputs=output_specs(outcome.tasks, embedding_width=task_file.training.embedding_width),
             metrics={each.name: each.metrics for each in evaluations},
+            reference=reference,
             data_fingerprint=f"train {outcome.train.fingerprint} valid {outcome.valid.fingerprint}",
             settings=_provenance(task_file, outcome)
             | {"torch_difference": apart, "training_seconds": round(time.monotonic() - started, 1)},
@@ -196,7 +197,10 @@ def _as_served(table: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows.astype(np.float32) * scales[:, None]
 
 
-def _write_files(folder: Path, outcome: Outcome, settings: FeatureSettings) -> tuple[list[Evaluation], float]:
+def _write_files(
+    folder: Path, outcome: Outcome, settings: FeatureSettings
+) -> tuple[list[Evaluation], float, dict[str, tuple[float, ...]]]:
+    """The bundle's files; returns the figures, how far the graph is from torch, and the reference of what it gives."""
     outputs = [*(task.name for task in outcome.tasks), "embedding"]
     export_graph(outcome.graph, folder / GRAPH, settings=settings, output_names=outputs)
     outcome.vocabulary.save(folder / VOCABULARY)
@@ -213,7 +217,7 @@ def _write_files(folder: Path, outcome: Outcome, settings: FeatureSettings) -> t
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(CurvePoint)])
         writer.writerows(dataclasses.astuple(point) for point in outcome.trained.curves)
-    return evaluations, apart
+    return evaluations, apart, reference_shares(session, extractor, outcome.valid, outcome.specs().values())
 
 
 def _spread(rows: Rows, extractor: FeatureExtractor, *, rows_max: int) -> Features:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.infrastructure.choose import Choice
 from tests.infrastructure.prepare import choose_without_changes
+from tests.infrastructure.redis_nodes import RedisCluster, SecureRedisServer, new_secure_redis
 from tests.infrastructure.servers import KafkaServer, RedisServer, RegistryServer, Server
 from tests.infrastructure.start import UnavailableError, new_kafka, new_redis, new_registry, started
 from tests.infrastructure.topics import Topics, create_topics, delete_topics
@@ -36,6 +37,29 @@ def kafka_broker(infrastructure: Choice) -> Iterator[KafkaServer]:
 def redis_server(infrastructure: Choice) -> Iterator[RedisServer]:
     """The store all tests share; keep to keys under `redis_prefix`."""
     yield from _running(lambda: new_redis(infrastructure))
+
+
+@pytest.fixture(scope="session")
+def secure_redis(infrastructure: Choice) -> Iterator[SecureRedisServer]:
+    """A store that speaks nothing but TLS."""
+    yield from _running(lambda: new_secure_redis(infrastructure))
+
+
+@pytest.fixture(scope="session")
+def _redis_cluster(infrastructure: Choice) -> Iterator[RedisCluster]:
+    try:
+        cluster = RedisCluster(infrastructure)
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def redis_cluster(_redis_cluster: RedisCluster) -> Iterator[RedisCluster]:
+    """Three primaries, one replica, whole before and after the test; keep to keys under `redis_prefix`."""
+    yield _redis_cluster
+    _redis_cluster.revive()
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    engine: str | None = None
 
     def __init__(self) -> None:
         self.poison: set[int] = set()

@@ -120,6 +120,7 @@ class FakeSource:
         self.polls: list[list[InputRecord]] = []
         self.keep_alives = 0
         self.rewinds = 0
+        self.recalls = 0
         self.assign(*kafka.logs)
 
     # what the pipeline calls
@@ -148,6 +149,10 @@ class FakeSource:
 
     def generation(self, partition: Partition) -> int | None:
         return self._generations.get(partition)
+
+    def recall(self) -> None:
+        self.recalls += 1
+        self._resume_at |= {partition: self._kafka.offsets[partition] for partition in self._generations}
 
     def rewind(self) -> None:
         self.rewind_failures.raise_next()
@@ -198,6 +203,8 @@ class FakeDelivery:
         self.open: list[OutputRecord] = []
         self._committing: dict[Partition, int] | None = None
         self._must_abort = False
+        self._in_doubt = False
+        self.doubts: deque[bool] = deque()  # commits without an answer, and whether they happened
         self.sends: list[list[OutputRecord]] = []
         self.send_failures, self.commit_failures, self.abort_failures = Failures(), Failures(), Failures()
 
@@ -215,13 +222,20 @@ class FakeDelivery:
         assert positions, "a commit without offsets"
         assert set(positions) <= self._source.owned, f"offsets of {positions}, but {self._source.owned} are owned"
         self._failing(self.commit_failures)
-        outputs, self.open, self._committing = self.open, [], None
-        self._kafka.commit(outputs, positions)
+        happens = self.doubts.popleft() if self.doubts else None
+        if happens is not False:
+            outputs, self.open, self._committing = self.open, [], None
+            self._kafka.commit(outputs, positions)
+        if happens is not None:
+            self._in_doubt = self._must_abort = True
+            raise TransactionAborted("no answer")
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         self.abort_failures.raise_next()
         self._kafka.aborted.append(self.open)
         self.open, self._committing, self._must_abort = [], None, False
+        in_doubt, self._in_doubt = self._in_doubt, False
+        return in_doubt
 
     def _failing(self, failures: Failures) -> None:
         try:
@@ -313,3 +327,11 @@ def only(values: Iterable[Any]) -> Any:
     found = list(values)
     assert len(found) == 1, found
     return found[0]
+
+
+def eventually(holds: Callable[[], bool], *, deadline_s: float = 10.0) -> None:
+    """Returns as soon as it holds; a test fails when that takes longer than `deadline_s`."""
+    end = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end, f"not so within {deadline_s} s"
+        time.sleep(0.001)

@@ -25,23 +25,33 @@ class BackendUnavailable(EnricherError):
     exit_code = 3
 
 
+class DeviceLost(EnricherError):
+    """The GPU, or this process's context on it, is gone: every later call would fail. The process ends; a restart is clean."""
+
+
 class InferenceBackend(Protocol):
-    """Runs the bundle's graph. Made, used and closed on one thread: a GPU context belongs to its thread."""
+    """Runs the bundle's graph. Made, used and closed on one thread: a GPU context belongs to its thread.
+
+    Attributes:
+        engine: fingerprint of the TensorRT engine, or None where the graph itself runs.
+    """
 
     name: str
+    engine: str | None
 
     def infer(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """One pass over a batch.
 
         Args:
-            inputs: the graph's inputs by name, first axis the batch (`model.features.Features.as_feed`).
+            inputs: the graph's inputs by name, first axis the batch of one row or more (`model.features.Features.as_feed`).
         Returns:
             The graph's outputs by name, float32, first axis the batch.
         Raises:
-            InferenceFailed: this batch cannot be run.
+            InferenceFailed: this batch cannot be run; where an input is wrong, the message names it.
+            DeviceLost: nothing can be run any more.
         """
         ...
 
     def close(self) -> None:
-        """Frees what the backend holds."""
+        """Frees what the backend holds; may be called again."""
         ...

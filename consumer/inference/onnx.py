@@ -1,6 +1,7 @@
 """ONNX Runtime: the backend where there is no GPU."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from consumer.inference import Arrays, InferenceFailed, OutOfMemory
+from consumer.inference.tensors import batch_of
+from model.bundle import TensorSpec
 
 # onnxruntime's exceptions share no base of their own.
 _ERRORS = (
@@ -22,6 +25,11 @@ _ERRORS = (
 )
 # Its arena says so in words only.
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc")
+_DTYPES: dict[str, Literal["int32", "float32", "uint8"]] = {
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(uint8)": "uint8",
+}
 
 
 onnxruntime.disable_telemetry_events()  # a shop's service tells nobody else what it runs
@@ -41,6 +49,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    engine: str | None = None
 
     def __init__(self, graph: Path, *, threads: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -49,14 +58,17 @@ class OnnxRuntimeBackend:
         # Threads that spin between batches would take the cores that decoding and the client need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        found = session.get_inputs()
+        self._inputs = [TensorSpec(name=each.name, dtype=_DTYPES[each.type], shape=tuple(each.shape)) for each in found]
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._session: onnxruntime.InferenceSession | None = session
 
     def infer(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """See `InferenceBackend.infer`."""
-        weights = inputs["token_weights"]
-        if len(weights) <= ROWS_AT_ONCE:
+        if batch_of(inputs, self._inputs) <= ROWS_AT_ONCE:
             return self._run(inputs)
+        weights = inputs["token_weights"]
         tokens = np.count_nonzero(weights, axis=1)
         order = np.argsort(tokens, kind="stable")
         parts = []
@@ -72,6 +84,8 @@ class OnnxRuntimeBackend:
         return {name: np.concatenate([part[name] for part in parts])[back] for name in self._outputs}
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        if self._session is None:
+            raise InferenceFailed("onnxruntime: the backend is closed")
         try:
             results = self._session.run(self._outputs, dict(inputs))
         except _ERRORS as error:
@@ -81,4 +95,4 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """The session frees its memory with its last reference."""
-        del self._session
+        self._session = None

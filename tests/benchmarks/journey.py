@@ -168,9 +168,6 @@ def measure(surroundings: Surroundings, listings: list[dict[str, Any]], rounds: 
 def summary(found: dict[str, list[dict[str, float]]], events: int) -> dict[str, Any]:
     """Medians and spread, and the two ratios round by round."""
 
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
     def ratio(other: str) -> dict[str, float]:
         pairs = zip(found["service"], found[other], strict=True)
         return spread([one["events_per_s"] / two["events_per_s"] for one, two in pairs])
@@ -185,6 +182,11 @@ def summary(found: dict[str, list[dict[str, float]]], events: int) -> dict[str, 
         "versions": {name: version(name) for name in ("confluent-kafka", "fastavro", "redis", "onnxruntime", "numpy")},
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """What is said of a figure over the rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -10,12 +10,15 @@ import fastavro
 from consumer.batches import Outputs
 from consumer.cover_fetch import CoverFetcher
 from consumer.health import Health
+from consumer.inference.choice import Choice
 from consumer.pipeline import Pipeline
 from consumer.prediction import Predictor
 from consumer.records import OutputRecord
+from consumer.serving import ServedModel
 from consumer.settings import Settings
 from consumer.suspects import Suspects
 from consumer.telemetry import Metrics
+from consumer.traces import Traces
 from model.bundle import Bundle
 from tests.examples import ENRICHED_SCHEMA, ENVELOPE_SCHEMA, LISTING_SCHEMA
 from tests.fake_model import FakeBackend
@@ -32,6 +35,12 @@ from tests.fakes import (
 )
 
 
+def a_served_model(bundle: Bundle, backend: FakeBackend) -> ServedModel:
+    """As `serving.open_model` makes one."""
+    predictor = Predictor(bundle, backend, cover_bytes_max=1_000_000)
+    return ServedModel(predictor, ThreadPoolExecutor(1), predictor.identity, bundle, Choice(backend, "a test", fallback=False))
+
+
 class Journey:
     """One replica of the service with everything around it faked. `settings` are sections: `batch={"max_records": 1}`."""
 
@@ -42,6 +51,7 @@ class Journey:
         partitions: int = 1,
         keep_partition: bool = True,
         suspects: Suspects | None = None,
+        traces: Traces | None = None,
         **settings: Any,
     ) -> None:
         self.kafka = FakeKafka(partitions=partitions)
@@ -52,11 +62,12 @@ class Journey:
         self.backend = FakeBackend()
         self.metrics = Metrics()
         self.health = Health(stall_seconds=60, conditions=())
-        self.backend_thread = ThreadPoolExecutor(1)
         self.stop: StopWhen | None = None
         read = Settings.model_validate(settings)
-        predictor = Predictor(bundle, self.backend, cover_bytes_max=1_000_000)
-        decode = predictor.decode_cover
+        self.model = self._first = a_served_model(bundle, self.backend)
+        self.model.predictor.observe = self.metrics.drift.watch(bundle.manifest)
+        self.model_for_next: Callable[[], ServedModel] = lambda: self.model
+        decode = self.model.predictor.decode_cover
         self.fetcher = CoverFetcher(read.covers, decode=decode, metrics=self.metrics) if read.covers.fetch else None
         self.pipeline = Pipeline(
             read,
@@ -64,13 +75,13 @@ class Journey:
             delivery=self.delivery,
             store=self.store,
             schemas=self.schemas,
-            predictor=predictor,
-            backend_thread=self.backend_thread,
+            model=lambda: self.model_for_next(),
             outputs=Outputs(ENRICHED_TOPIC, ENRICHED_SCHEMA, keep_partition, DEAD_LETTER_TOPIC),
             metrics=self.metrics,
             health=self.health,
             fetcher=self.fetcher,
             suspects=suspects,
+            traces=traces,
         )
         self.source.before_revoked = self.pipeline.before_revoked
         self.source.after_lost = self.pipeline.lost
@@ -83,7 +94,8 @@ class Journey:
 
     def close(self) -> None:
         self.backend.released.set()
-        self.backend_thread.shutdown()
+        for model in (self._first, self.model):
+            model.thread.shutdown()
         if self.fetcher is not None:
             self.fetcher.close()
 

@@ -96,3 +96,13 @@ def test_what_it_remembers_stays_small() -> None:
         check(breaker, "xx..", start=start)
         breaker.committed()
     assert len(breaker._bad) <= 4
+
+
+def test_the_share_is_of_the_last_records() -> None:
+    """The share that an operator is shown is that of the window, and falls as good records come."""
+    breaker = CircuitBreaker(0.5, window=4)
+    assert breaker.share == 0
+    check(breaker, "xx..")
+    assert breaker.share == 0.5
+    check(breaker, "...", start=4)
+    assert breaker.share == 0

@@ -186,6 +186,24 @@ def test_a_debezium_envelope_without_source_time_has_the_connectors() -> None:
         assert codec.decode(record, {8: schema}) == Change(record, "bd-1", version, Listing("bd-1", version))
 
 
+@pytest.mark.parametrize(
+    ("scale", "number", "price"),
+    [(2, (850).to_bytes(2, "big"), 8.5), (0, b"\x09", 9.0), (-1, b"\x02", 20.0), (1001, b"\x02", None), (2, bytes(65), None)],
+)
+def test_a_number_whose_scale_travels_with_it_is_a_number(scale: int, number: bytes, price: float | None) -> None:
+    """Debezium's VariableScaleDecimal, for a NUMERIC column without a scale; one that would take long to read is rejected."""
+    fields = [{"name": "scale", "type": "int"}, {"name": "value", "type": "bytes"}]
+    kind = {"type": "record", "name": "VariableScaleDecimal", "namespace": "io.debezium.data", "fields": fields}
+    row = {"type": "record", "name": "Row", "fields": [{"name": "listing_id", "type": "string"}, {"name": "price", "type": kind}]}
+    envelope = {"type": "record", "name": "E", "fields": [{"name": "op", "type": "string"}, {"name": "after", "type": row}]}
+    schema = a_schema(8, envelope)
+    after = {"listing_id": "bd-1", "price": {"scale": scale, "value": number}}
+    decoded = codec.decode(an_input_record(codec.encode({"op": "c", "after": after}, schema)), {8: schema})
+    found = decoded.listing.price if isinstance(decoded, Change) and decoded.listing else None
+    assert found == price
+    assert isinstance(decoded, Rejected) == (price is None)
+
+
 def test_a_null_value_deletes() -> None:
     """A null value deletes the listing that the key names."""
     record = a_deletion("db-2", version=4)

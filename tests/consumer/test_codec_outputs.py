@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from typing import Any
 
 import fastavro
@@ -62,7 +63,18 @@ def test_an_enriched_record_says_it_all() -> None:
         "source_partition": 2,
         "source_offset": 41,
         "enriched_at": NOW_MS / 1000,
+        "engine": None,
     }
+
+
+def test_an_enriched_record_names_the_engine_that_made_its_predictions() -> None:
+    """What an engine predicted carries the engine's fingerprint, also when it is reused."""
+    engine = "0123456789abcdef0123456789abcdef"
+    answer = Answer(a_change_event(a_used_hardback()), Outcome.REUSED, replace(an_entry(), engine=engine))
+    output = codec.enriched_record(answer, topic="out", schema=ENRICHED_SCHEMA, enriched_at_ms=NOW_MS, partition=0)
+    event = read_event(output.value)
+    assert event["engine"] == engine
+    assert output.value == codec.encode(event, ENRICHED_SCHEMA)
 
 
 def test_a_deletion_is_answered_with_a_null_value() -> None:

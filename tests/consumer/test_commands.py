@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import model
+from consumer import last_words
 from consumer.__main__ import app
 from consumer.prediction_json import prediction_document
 from consumer.prediction_store import PredictionStore
@@ -109,6 +110,26 @@ def test_a_wrong_setting_in_the_file_is_named_with_the_file(tmp_path: Path) -> N
     done = consumer("run", "--config", str(config))
     assert done.returncode == 2
     assert f"kafka.group_idd ({config}): no such setting; did you mean kafka.group_id?" in done.stderr.decode()
+
+
+def test_the_last_line_and_the_termination_message_name_the_cause(tmp_path: Path) -> None:
+    """A bundle that is none ends the service with its cause on the last line of the log and in the termination message."""
+    (tmp_path / "manifest.json").write_text("{}")
+    message = tmp_path / "termination-log"
+    message.write_text("of the container before, and longer than what comes now: " + 1_000 * "x")
+    own = {"CONSUMER_LOG__TERMINATION_FILE": str(message), "CONSUMER_HTTP__PORT": "0", "CONSUMER_MODEL__BUNDLE": str(tmp_path)}
+    done = consumer("run", **own)
+    assert done.returncode == 2
+    cause = f"SettingsError: model.bundle: {tmp_path}: expected a bundle with manifest.json"
+    assert done.stderr.decode().splitlines()[-1].startswith(cause)
+    assert message.read_text() == done.stderr.decode().splitlines()[-1]
+
+
+def test_no_termination_message_is_made_outside_of_a_pod(tmp_path: Path) -> None:
+    """Where the file is not there it is not made, and a folder in its place changes nothing."""
+    for file in (tmp_path / "none", tmp_path):
+        assert not last_words.leave("the cause", file)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["predict", "-", "--bundle"], ["predict", "--covers"], ["run", "--config"]], ids=" ".join)

@@ -11,11 +11,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from consumer import delivery
-from consumer.delivery import ExactlyOnce
+from consumer.delivery import AtLeastOnce, ExactlyOnce
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
 from consumer.kafka import KafkaSource
 from consumer.records import OutputRecord
-from consumer.settings import KafkaSettings
+from consumer.settings import DeliverySettings, KafkaSettings
 
 RECORD = OutputRecord("out", b"key", b"value", ())
 POSITIONS = {("in", 0): 7}
@@ -27,7 +27,11 @@ class ScriptedProducer:
     calls: list[str]
     script: dict[str, list[Callable[[], None]]]
 
-    def __init__(self, _: dict[str, Any]) -> None:
+    settings: dict[str, Any]
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        type(self).settings = settings
+        self.failed = settings.get("on_delivery", lambda *_: None)
         self._call("new")
 
     def _call(self, name: str) -> None:
@@ -56,12 +60,22 @@ class ScriptedProducer:
     def abort_transaction(self, _: float) -> None:
         self._call("abort")
 
-    def purge(self, *_: Any, **__: Any) -> None:
-        self._call("purge")
+    def purge(self, *, in_flight: bool = True) -> None:
+        self._call("purge all" if in_flight else "purge the queue")
+
+    def flush(self, _: float) -> int:
+        self._call("flush")
+        return 0
 
 
 class Member:
     """The group, as the producer needs it."""
+
+    def __init__(self) -> None:
+        self.committed: list[object] = []
+
+    def commit(self, positions: object) -> None:
+        self.committed.append(positions)
 
     def group_metadata(self) -> object:
         return object()
@@ -113,7 +127,7 @@ def test_an_abort_takes_nothing_back_that_is_in_flight(calls: list[str]) -> None
     one.send([RECORD])
     assert one.abort() is False
     assert calls[-1] == "abort"
-    assert "purge" not in calls
+    assert not any(call.startswith("purge") for call in calls)
 
 
 def test_a_commit_in_doubt_is_asked_about_before_it_is_aborted(calls: list[str]) -> None:
@@ -169,15 +183,153 @@ def test_a_call_that_never_comes_back_costs_its_producer(calls: list[str]) -> No
     never.set()
 
 
-@pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
-def test_a_fatal_error_ends_the_process(calls: list[str], name: str) -> None:
-    """Fenced, most often: only a restart helps."""
-    ScriptedProducer.script[name] = [fails(KafkaError._FENCED, fatal=True)]
+def write(delivery: ExactlyOnce) -> None:
+    delivery.send([RECORD])
+    delivery.commit(POSITIONS)
+
+
+@pytest.mark.parametrize("code", [KafkaError._FENCED, KafkaError.INVALID_TXN_STATE])
+@pytest.mark.parametrize("name", ["begin", "produce", "offsets"])
+def test_a_transaction_that_timed_out_costs_its_producer(calls: list[str], name: str, code: int) -> None:
+    """Its id is its alone, so a fence means that the broker aborted it, while it was away: another producer goes on."""
+    ScriptedProducer.script[name] = [fails(code, fatal=True)]
     one = open_delivery()
+    with pytest.raises(TransactionAborted, match="says the test"):
+        write(one)
+    assert one.abort() is False
+    assert calls[-2:] == ["new", "init"]
+    assert "abort" not in calls
+    write(one)
+    assert calls[-4:] == ["begin", "produce", "offsets", "commit"]
 
-    def write() -> None:
-        one.send([RECORD])
-        one.commit(POSITIONS)
 
+def test_a_transaction_that_timed_out_before_its_abort_costs_its_producer(calls: list[str]) -> None:
+    """The abort says so: it has happened, and another producer goes on."""
+    ScriptedProducer.script["abort"] = [fails(KafkaError._FENCED, fatal=True)]
+    one = open_delivery()
+    one.send([RECORD])
+    assert one.abort() is False
+    assert calls[-3:] == ["abort", "new", "init"]
+
+
+def test_a_commit_in_doubt_that_is_fenced_is_a_question_to_the_group(calls: list[str]) -> None:
+    """Whether it happened this producer cannot say any more: another takes its place."""
+    ScriptedProducer.script["commit"] = [
+        fails(KafkaError._TIMED_OUT, retriable=True),
+        fails(KafkaError._FENCED, fatal=True),
+    ]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+    assert one.abort() is True
+    assert calls[-3:] == ["commit", "new", "init"]
+    write(one)
+    assert calls[-1] == "commit"
+
+
+def test_a_commit_in_doubt_for_too_long_is_a_question_to_the_group(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may not find its coordinator again, and say "retry" for ever; the group has another one, and keeps its answer
+    back while the transaction is open."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script["commit"] = [away, away, away]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+    with pytest.raises(DependencyUnavailable):
+        one.abort()
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.0)
+    ScriptedProducer.script["init"] = [away]
+    with pytest.raises(DependencyUnavailable):
+        one.abort()
+    assert one.abort() is True
+    assert calls[-5:] == ["commit", "new", "init", "new", "init"]
+    assert "abort" not in calls
+
+
+@pytest.mark.parametrize("name", ["offsets", "abort"])
+def test_a_producer_that_is_silent_for_too_long_is_replaced(calls: list[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Before its commit nothing is in doubt: what it had open the broker drops when it times out."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script[name] = [away, away]
+    one = open_delivery()
+    one.send([RECORD])
+    ask = one.abort if name == "abort" else lambda: one.commit(POSITIONS)
+    with pytest.raises(DependencyUnavailable):
+        ask()
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.0)
+    if name == "offsets":
+        with pytest.raises(TransactionAborted, match="no answer"):
+            ask()
+    assert one.abort() is False
+    assert calls[-3:] == [name, "new", "init"]
+
+
+def test_silence_is_counted_from_the_last_answer(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that answered in between is not given up."""
+    away = fails(KafkaError._TIMED_OUT, retriable=True)
+    ScriptedProducer.script["commit"] = [away]
+    one = open_delivery()
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+    one.commit(POSITIONS)
+    monkeypatch.setattr(delivery, "SILENCE_S_MAX", 0.05)
+    Event().wait(0.06)
+    ScriptedProducer.script["commit"] = [away]
+    with pytest.raises(DependencyUnavailable):
+        write(one)
+
+
+@pytest.mark.parametrize("name", ["produce", "offsets", "commit"])
+def test_another_fatal_error_ends_the_process(calls: list[str], name: str) -> None:
+    """A right that is missing, say: another producer would not have it either."""
+    ScriptedProducer.script[name] = [fails(KafkaError.CLUSTER_AUTHORIZATION_FAILED, fatal=True)]
     with pytest.raises(Fenced):
-        write()
+        write(open_delivery())
+
+
+def at_least_once(calls: list[str]) -> tuple[AtLeastOnce, ScriptedProducer, Member]:
+    """The other guarantee, its client and its member."""
+    member = Member()
+    one = AtLeastOnce(KafkaSettings(), source=cast("KafkaSource", member))
+    return one, cast("ScriptedProducer", one._producer), member
+
+
+def test_at_least_once_commits_offsets_behind_the_records(calls: list[str]) -> None:
+    """Only what is acknowledged is committed."""
+    one, _, member = at_least_once(calls)
+    one.send([RECORD])
+    one.commit(POSITIONS)
+    assert calls == ["new", "produce", "flush"]
+    assert member.committed == [POSITIONS]
+
+
+def test_at_least_once_commits_nothing_when_a_record_failed_and_forgets_it_when_it_rewinds(calls: list[str]) -> None:
+    """The record is read again; taking back what is in flight would leave a gap that may break the producer for good."""
+    one, client, member = at_least_once(calls)
+    one.send([RECORD])
+    client.failed("broker away", None)
+    with pytest.raises(TransactionAborted, match="broker away"):
+        one.commit(POSITIONS)
+    assert member.committed == []
+    assert one.abort() is False
+    assert "purge the queue" in calls
+    assert "purge all" not in calls
+    one.commit(POSITIONS)
+    assert member.committed == [POSITIONS]
+
+
+def test_at_least_once_ends_the_process_when_its_producer_is_broken(calls: list[str]) -> None:
+    """An idempotent producer that is broken for good takes no record any more: it does not rewind for ever."""
+    ScriptedProducer.script["produce"] = [fails(KafkaError._FATAL)]
+    one, _, _ = at_least_once(calls)
+    with pytest.raises(Fenced):
+        one.send([RECORD])
+
+
+@pytest.mark.parametrize(("bytes_max", "size"), [(None, None), (20_000_000, None), (5_000, 5_000)])
+def test_a_batch_of_small_records_fits_into_the_topic_that_takes_least(
+    calls: list[str], bytes_max: int | None, size: int | None
+) -> None:
+    """The broker holds `max.message.bytes` against whole batches: many small dead letters would be refused together."""
+    delivery.open_delivery(KafkaSettings(), DeliverySettings(), source=cast("KafkaSource", Member()), batch_bytes_max=bytes_max)
+    assert ScriptedProducer.settings.get("batch.size") == size

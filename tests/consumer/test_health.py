@@ -2,12 +2,14 @@
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from structlog.testing import capture_logs
 
 from consumer.health import Health, HttpServer, Verdict, serve
 
@@ -68,6 +70,35 @@ def test_work_without_progress_fails_liveness(health: Health, clock: Clock) -> N
     assert health.live() == Verdict(ok=False, reasons={"progress": "3 records wait and none was finished for 121 s"})
     health.progress()
     assert health.live().ok
+
+
+def test_the_first_failure_says_what_every_thread_does(health: Health, clock: Clock) -> None:
+    """The first /livez that fails logs every thread's stack, so that a restart destroys no evidence; the next ones do not."""
+    stuck_here = threading.Event()
+    thread = threading.Thread(target=stuck_here.wait, name="backend")
+    thread.start()
+    try:
+        with capture_logs() as logs:
+            health.beat(unfinished=3)
+            assert health.live().ok
+            assert logs == []
+            clock.wait(STALL_SECONDS + 1)
+            assert not health.live().ok
+            assert not health.live().ok
+            [event] = logs
+            assert (event["event"], event["log_level"]) == ("stuck", "error")
+            assert event["reasons"] == {"loop": "the main loop stopped 121 s ago"}
+            [stack] = [lines for name, lines in event["stacks"].items() if name == f"backend ({thread.ident})"]
+            assert stack[-1].endswith(" wait")
+            assert "threading.py:" in stack[-1]
+            health.beat(unfinished=0)
+            assert health.live().ok
+            clock.wait(STALL_SECONDS + 1)
+            assert not health.live().ok
+            assert len(logs) == 2
+    finally:
+        stuck_here.set()
+        thread.join()
 
 
 def test_progress_may_be_told_with_its_time(health: Health, clock: Clock) -> None:
@@ -135,14 +166,16 @@ def get(server: HttpServer, path: str) -> tuple[int, str, str]:
 
 
 def test_probes_are_answered_with_their_reasons(server: HttpServer, health: Health, clock: Clock) -> None:
-    """/livez and /readyz answer 200 or 503, and name the reasons in JSON."""
+    """/livez and /readyz answer 200 or 503, and name the reasons in JSON; /readyz also what runs the model, and why."""
     health.beat(unfinished=1)
     status, content_type, body = get(server, "/livez")
     assert (status, content_type, json.loads(body)) == (200, "application/json", {"ok": True, "reasons": {}})
     status, _, body = get(server, "/readyz?verbose")
     assert (status, json.loads(body)["reasons"]["redis"]) == (503, "starting")
     all_holds(health)
-    assert get(server, "/readyz")[0] == 200
+    health.set_condition("model", True, "books@1.0.0 on onnxruntime: model.backend asks for it")
+    status, _, body = get(server, "/readyz")
+    assert (status, json.loads(body)["holds"]) == (200, {"model": "books@1.0.0 on onnxruntime: model.backend asks for it"})
     clock.wait(STALL_SECONDS + 1)
     assert get(server, "/livez")[0] == 503
 

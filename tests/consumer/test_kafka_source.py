@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from consumer import kafka
 from consumer.errors import DependencyUnavailable, Fenced
@@ -56,6 +56,7 @@ class FakeConsumer:
     def __init__(self, _: dict[str, Any]) -> None:
         self.script: deque[Step] = deque()
         self.seeks: list[tuple[int, int]] = []
+        self.group: dict[int, int] = {}
 
     def subscribe(self, _: list[str], **callbacks: Callable[..., None]) -> None:
         self.callbacks = callbacks
@@ -78,6 +79,9 @@ class FakeConsumer:
             else:
                 step()
         return found
+
+    def committed(self, partitions: list[TopicPartition], _: float) -> list[TopicPartition]:
+        return [TopicPartition(one.topic, one.partition, self.group[one.partition]) for one in partitions]
 
     def pause(self, _: list[TopicPartition]) -> None: ...
     def resume(self, _: list[TopicPartition]) -> None: ...
@@ -113,6 +117,17 @@ def test_a_poll_brings_nothing_of_a_partition_that_goes_meanwhile(source: KafkaS
     client.script.extend([FakeMessage(5), lambda: client.rebalance(kind, 0), FakeMessage(7, partition=1)])
     assert offsets(source) == [(1, 7)]
     assert source.generation((TOPIC, 0)) is None
+
+
+def test_a_rewind_after_a_recall_goes_where_the_group_stands(source: KafkaSource) -> None:
+    """Where the group has no offset yet it goes back to the first record that was read."""
+    client = client_of(source)
+    client.script.extend([FakeMessage(5), FakeMessage(7, partition=1)])
+    offsets(source)
+    client.group = {0: 6, 1: OFFSET_INVALID}
+    source.recall()
+    source.rewind()
+    assert client.seeks == [(0, 6), (1, 7)]
 
 
 def test_a_rewind_knows_nothing_of_an_earlier_assignment(source: KafkaSource) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.batches import split_by_cost
+from consumer.inference import Arrays
 from consumer.records import Enriched, OutputRecord, Tombstone
 from model.bundle import Bundle
 from model.listing import Listing
@@ -269,6 +271,23 @@ def test_the_number_of_batches_in_flight_is_bounded(journey: MakeJourney) -> Non
     assert one.kafka.answered() == one.kafka.all_positions()
 
 
+def test_a_poll_that_is_cut_by_cost_stays_within_the_bound(journey: MakeJourney) -> None:
+    """Each part is a batch: no more than `max_in_flight` of them are on their way, and all are answered in order."""
+    one = journey(batch={"max_records": 20, "max_cost": 1, "max_in_flight": 2})
+    one.kafka.publish(*(a_change_event(a_numbered_book(number)) for number in range(20)))
+    most: list[float] = []
+    infer = one.backend.infer
+
+    def noted(inputs: Arrays) -> Any:
+        most.append(len(one.pipeline._in_flight))
+        return infer(inputs)
+
+    one.backend.infer = noted  # type: ignore[method-assign]
+    one.run()
+    assert max(most) <= 2
+    assert one.kafka.answered() == one.kafka.all_positions()
+
+
 sizes = st.lists(st.none() | st.integers(0, 30), max_size=30)
 
 
@@ -332,4 +351,6 @@ def test_each_record_is_counted_by_its_outcome(journey: MakeJourney) -> None:
         for outcome in ("predicted", "reused", "superseded", "deleted", "dead_letter")
     }
     assert counts == {"predicted": 1, "reused": 1, "superseded": 1, "deleted": 1, "dead_letter": 1}
-    assert one.metric("enricher_dead_letters_total", stage="decode") == 1
+    assert one.metric("enricher_dead_letters_total", stage="decode", reason="framing") == 1
+    assert one.metric("enricher_reject_share") == 1 / 1_000
+    assert one.metric("enricher_reject_share_max") == 0.5

@@ -151,6 +151,17 @@ def test_a_commit_without_an_answer_is_asked_again(journey: MakeJourney) -> None
     assert (one.kafka.aborted, one.waits("kafka")) == ([], 4)
 
 
+@pytest.mark.parametrize("happened", [True, False])
+def test_a_commit_in_doubt_goes_on_where_the_group_says(journey: MakeJourney, happened: bool) -> None:
+    """Its records are read again if the group does not know of it, and only then."""
+    one = journey(batch={"max_records": 2}, delivery={"transaction_ms": 1})
+    books(one, 9)
+    one.delivery.doubts.append(happened)
+    one.run()
+    assert_exactly_once(one)
+    assert (one.source.recalls, one.source.rewinds) == (1, 1)
+
+
 def test_an_abort_while_draining_leaves_the_rest_to_the_next(journey: MakeJourney) -> None:
     """A last commit that fails commits nothing; what was in it is read by whoever takes over."""
     one = journey(delivery={"transaction_ms": 30_000})

@@ -1,4 +1,4 @@
-"""What the store promises, proved on a fake server in this process and on a real Redis."""
+"""What the store promises, proved on a fake server in this process, on a real Redis and on a real Redis Cluster."""
 
 import threading
 import uuid
@@ -15,6 +15,7 @@ from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
 from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.task_prediction import Label, TaskPrediction
+from tests.journey.running import reader_of
 
 NOW_MS = 1_700_000_000_000
 MakeStore = Callable[..., PredictionStore]
@@ -49,8 +50,10 @@ def fake_url() -> Iterator[str]:
     thread.join(timeout=5)
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.integration) for name in ("real", "cluster"))])
 def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "cluster":
+        return str(request.getfixturevalue("redis_cluster").url)
     return str(request.getfixturevalue("fake_url" if request.param == "fake" else "redis_url"))
 
 
@@ -76,7 +79,7 @@ def store(make_store: MakeStore) -> PredictionStore:
 @pytest.fixture
 def client(url: str) -> Iterator[redis.Redis]:
     """What another reader of the store sees."""
-    reader = redis.Redis.from_url(url, decode_responses=True)
+    reader = reader_of(url)
     yield reader
     reader.close()
 
@@ -87,6 +90,14 @@ def test_what_became_of_the_cover_is_kept(store: PredictionStore, cover: CoverUs
     state = replace(novel(), cover=cover)
     store.write([state], now_ms=NOW_MS)
     assert store.read(["bd-1"]) == [state]
+
+
+def test_the_engine_that_predicted_is_kept(store: PredictionStore) -> None:
+    """The engine's fingerprint comes back as it was written, also for a prediction that still holds."""
+    state = replace(novel(), engine="0123456789abcdef0123456789abcdef")
+    store.write([state], now_ms=NOW_MS)
+    assert store.read(["bd-1"]) == [state]
+    assert store.unchanged({"bd-1": state.content}, model_epoch=state.model_epoch) == {"bd-1": state}
 
 
 def test_what_was_written_is_read(store: PredictionStore) -> None:
@@ -257,9 +268,9 @@ def test_a_key_of_another_type_is_an_error_that_names_it(make_store: MakeStore, 
         make_store(key_prefix=prefix).write([novel()], now_ms=NOW_MS)
 
 
-def test_a_store_that_answers_answers_a_ping(store: PredictionStore) -> None:
-    """A ping to a store that answers returns."""
-    store.ping()
+def test_a_store_that_answers_passes_the_check(store: PredictionStore) -> None:
+    """The check of a store that answers and forbids nothing returns."""
+    store.check()
 
 
 VERSIONS = st.sampled_from([-(2**63), -10, -9, -1, 0, 1, 9, 10, 11, 99, 100, 2**53, 2**53 + 1, 2**63 - 1])
@@ -324,7 +335,7 @@ def test_a_store_that_is_not_there_is_a_dependency() -> None:
     """Every call to a store that is not there says so, and never shows the password."""
     store = PredictionStore("redis://:hunter2@127.0.0.1:1/0", key_prefix="listing:", ttl_seconds=None)
     calls: list[Callable[[], object]] = [
-        store.ping,
+        store.check,
         lambda: store.read(["a"]),
         lambda: store.write([novel()], now_ms=NOW_MS),
         lambda: store.unchanged({"a": "b"}, model_epoch=1),
@@ -338,7 +349,19 @@ def test_a_store_that_is_not_there_is_a_dependency() -> None:
     store.close()
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://u:hunter2/x@h:port/0", "redis://h:99999999"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "redis://u:hunter2/x@h:port/0",
+        "redis://h:99999999",
+        "redis+cluster://",
+        "redis+cluster://h,",
+        "redis+cluster://u:hunter2@h:port",
+        "redis+cluster://h/1",
+        "unix+cluster://h",
+    ],
+)
 def test_a_url_that_cannot_be_read_is_a_wrong_setting(url: str) -> None:
     """A URL that cannot be read is a wrong setting, and is not shown."""
     with pytest.raises(SettingsError, match=r"redis\.url: expected redis://") as caught:

@@ -92,6 +92,7 @@ def test_an_enriched_listing_comes_back_as_it_was_written() -> None:
         "source_partition": 5,
         "source_offset": 2**40,
         "enriched_at": datetime.datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=datetime.UTC),
+        "engine": "0123456789abcdef0123456789abcdef",
     }
     assert round_trip(schemas.ENRICHED_LISTING, enriched) == enriched
 
@@ -113,22 +114,29 @@ def test_every_optional_field_has_a_default_and_every_field_a_meaning(text: str)
             assert field["default"] is None
 
 
-def test_events_from_before_there_were_fetched_covers_can_be_read() -> None:
-    """A listing without `cover_url` and an enriched event without `cover` read as null and NONE with today's schemas."""
-    for text, name, default in ((schemas.LISTING, "cover_url", None), (schemas.ENRICHED_LISTING, "cover", "NONE")):
-        today = json.loads(text)
-        before = {**today, "fields": [field for field in today["fields"] if field["name"] != name]}
-        values = {
-            "listing_id": "bd-1",
-            "version": 1,
-            "outcome": "REUSED",
-            "predictions": {},
-            "model_name": "a",
-            "model_version": "1",
-        }
-        values |= {"model_epoch": 1, "source_topic": "t", "source_partition": 0, "source_offset": 0, "enriched_at": 0}
-        stream = BytesIO()
-        fastavro.schemaless_writer(stream, fastavro.parse_schema(before), values)
-        stream.seek(0)
-        read: Any = fastavro.schemaless_reader(stream, fastavro.parse_schema(before), fastavro.parse_schema(today))
-        assert read[name] == default
+@pytest.mark.parametrize(
+    ("text", "name", "default"),
+    [
+        (schemas.LISTING, "cover_url", None),
+        (schemas.ENRICHED_LISTING, "cover", "NONE"),
+        (schemas.ENRICHED_LISTING, "engine", None),
+    ],
+)
+def test_events_from_before_a_field_was_there_can_be_read(text: str, name: str, default: object) -> None:
+    """A listing without `cover_url`, an event without `cover` or `engine`: each reads as the default with today's schemas."""
+    today = json.loads(text)
+    before = {**today, "fields": [field for field in today["fields"] if field["name"] != name]}
+    values = {
+        "listing_id": "bd-1",
+        "version": 1,
+        "outcome": "REUSED",
+        "predictions": {},
+        "model_name": "a",
+        "model_version": "1",
+    }
+    values |= {"model_epoch": 1, "source_topic": "t", "source_partition": 0, "source_offset": 0, "enriched_at": 0}
+    stream = BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(before), values)
+    stream.seek(0)
+    read: Any = fastavro.schemaless_reader(stream, fastavro.parse_schema(before), fastavro.parse_schema(today))
+    assert read[name] == default

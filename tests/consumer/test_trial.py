@@ -129,3 +129,14 @@ def test_a_stop_ends_a_trial(tiny_bundle: Bundle) -> None:
         trial.verdict(DEADLY, SCHEMAS)
     later.join()
     assert trial._child is None
+
+
+def test_a_child_of_a_former_model_judges_no_more(tiny_bundle: Bundle) -> None:
+    """After another model took over, the next record is tried by a child that opened that one."""
+    trial = a_trial("segfault", tiny_bundle)
+    try:
+        assert trial.verdict(SOUND, SCHEMAS) is None
+        trial.use(partial(open_deadly, "raise", tiny_bundle.path))
+        assert trial.verdict(DEADLY, SCHEMAS) == Rejected(DEADLY, Stage.INFERENCE, "poisoned")
+    finally:
+        trial.close()

@@ -37,6 +37,7 @@ class Load:
     def __enter__(self) -> "Load":
         self._publisher = Publisher(self._surroundings.settings(), self._surroundings.registry)
         self._raw = Producer({"bootstrap.servers": self._surroundings.bootstrap_servers, "log_level": 0})
+        self.begun_s = time.monotonic()
         self._thread.start()
         return self
 

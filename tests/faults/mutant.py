@@ -15,6 +15,7 @@ from consumer import covers, prediction_store, service
 from consumer.delivery import AtLeastOnce
 from consumer.kafka import KafkaSource
 from consumer.pipeline import Pipeline
+from consumer.redis_server import Script
 from model.features import FeatureSettings
 
 
@@ -30,11 +31,11 @@ def no_fencing() -> None:
 
 def no_guard() -> None:
     """The store takes every write, whatever it holds."""
-    guarded = prediction_store._WRITE
+    guarded = prediction_store._WRITE.source
     asked = "if refuses(redis.call('HMGET', key, '_version', '_model_epoch', '_deleted'), version, epoch) then"
     open_to_all = guarded.replace(asked, "if false then")
     assert open_to_all != guarded
-    prediction_store._WRITE = open_to_all  # type: ignore[misc]
+    prediction_store._WRITE = Script(open_to_all)  # type: ignore[misc]
 
 
 def no_transaction() -> None:

@@ -59,7 +59,7 @@ class Mutator:
         self._rows = [listing_fields(row) for row in real_listings(400)]
         self._covers = [
             _image(Random(number), kind) for number, kind in enumerate(("JPEG", "PNG", "WEBP", "GIF", "JPEG", "JPEG"))
-        ]
+        ] + [_image(Random(9), "JPEG", progressive=True)]
 
     def case(self, number: int) -> Case:
         """The case of that number: always the same."""
@@ -99,7 +99,7 @@ class Mutator:
 
     def _cover(self, chance: Random) -> tuple[bytes, str]:
         cover = bytearray(chance.choice(self._covers))
-        kind = chance.choice(("whole", "header", "truncated", "dimensions", "flips", "noise", "bomb"))
+        kind = chance.choice(("whole", "header", "truncated", "dimensions", "flips", "noise", "bomb", "chunks"))
         if kind == "header":
             for _ in range(chance.randint(1, 6)):
                 cover[chance.randrange(min(200, len(cover)))] = chance.randrange(256)
@@ -112,14 +112,16 @@ class Mutator:
                 cover[chance.randrange(len(cover))] ^= 1 << chance.randrange(8)
         elif kind == "noise":
             cover[chance.choice((0, 4, 20)) :] = chance.randbytes(chance.choice((1, 100, 5_000)))
+        elif kind == "chunks":
+            cover = bytearray(_other_chunks(chance, self._covers[1]))
         elif kind == "bomb":
             cover = bytearray(_bomb(chance.choice((2_000, 20_000, 60_000, 2**31 - 1)), chance.choice((1, 2_000, 60_000))))
         return bytes(cover), f"cover_{kind}"
 
 
-def _image(chance: Random, kind: str) -> bytes:
+def _image(chance: Random, kind: str, **how: bool) -> bytes:
     stream = io.BytesIO()
-    Image.frombytes("RGB", (60, 90), chance.randbytes(60 * 90 * 3)).save(stream, kind)
+    Image.frombytes("RGB", (60, 90), chance.randbytes(60 * 90 * 3)).save(stream, kind, **how)
     return stream.getvalue()
 
 
@@ -130,14 +132,44 @@ def _other_dimensions(chance: Random, cover: bytearray) -> bytearray:
     return cover
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def _bomb(width: int, height: int) -> bytes:
     """A small PNG with its checksum right, that claims to be large."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    return _PNG + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(100_000))) + _chunk(b"IEND", b"")
+
+
+def _other_chunks(chance: Random, png: bytes) -> bytes:
+    """A PNG with chunks altered, left out, repeated, swapped or put in; their checksums are right, so decoders look inside."""
+    chunks, at = list[tuple[bytes, bytes]](), len(_PNG)
+    while at < len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
+        at += 12 + length
+    for _ in range(chance.randint(1, 4)):
+        place, other = chance.randrange(len(chunks)), chance.randrange(len(chunks))
+        kind, data = chunks[place]
+        change = chance.choice(("alter", "drop", "repeat", "swap", "insert"))
+        if change == "alter" and data:
+            broken = bytearray(data)
+            broken[chance.randrange(min(40, len(data)))] = chance.randrange(256)
+            chunks[place] = (kind, bytes(broken))
+        elif change == "drop" and len(chunks) > 1:
+            del chunks[place]
+        elif change == "repeat":
+            chunks.insert(place, chunks[place])
+        elif change == "swap":
+            chunks[place], chunks[other] = chunks[other], chunks[place]
+        else:
+            odd = chance.choice((b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"acTL", b"fdAT", b"eXIf", b"xxxx"))
+            chunks.insert(place, (odd, chance.randbytes(chance.choice((0, 3, 13, 800)))))
+    return _PNG + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 
 def _odd_field(chance: Random, row: dict[str, Any]) -> str:
@@ -200,6 +232,12 @@ def _lying_length(chance: Random, value: bytes, _: Another) -> bytes:
     return value[:at] + lie + value[at + 1 :]
 
 
+def _surrogate(chance: Random, value: bytes, _: Another) -> bytes:
+    """Half a pair in UTF-8's clothes, as Java's own writers make it, of the same length: most often within a text."""
+    at = chance.randrange(len(value))
+    return value[:at] + chance.choice((b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xed\xa0\xbd\xed\xb3\x9a")) + value[at + 3 :]
+
+
 def _other_frame(chance: Random, value: bytes, _: Another) -> bytes:
     schema_id = chance.choice((0, 1, 2, 2**31 - 1))
     return chance.choice((FRAME.pack(MAGIC, schema_id), b"\x01\0\0\0\x01", b"{", b"")) + value[FRAME.size :]
@@ -209,7 +247,7 @@ def _noise(chance: Random, _: bytes, __: Another) -> bytes:
     return chance.randbytes(chance.choice((0, 1, 4, 5, 6, 300, 5_000)))
 
 
-_OF_BYTES = (_flips, _cut_out, _put_in, _truncated, _spliced, _lying_length, _other_frame, _noise)
+_OF_BYTES = (_flips, _cut_out, _put_in, _truncated, _spliced, _lying_length, _surrogate, _other_frame, _noise)
 
 
 def _odd_envelope(chance: Random, key: bytes | None, value: bytes | None) -> tuple[bytes | None, bytes | None, Headers]:

@@ -118,10 +118,22 @@ def count_answers(surroundings: Surroundings, sent: int) -> list[str]:
             doubled += source in seen
             seen.add(source)
     consumer.close()
+    asked = _input_offsets(surroundings)
     complaints = [f"{doubled} offsets were answered twice"] if doubled else []
-    if len(seen) != sent:
-        complaints.append(f"expected {sent} answers, found {len(seen)}")
+    if lost := len(asked - seen):
+        complaints.append(f"{lost} offsets of {len(asked)} were not answered")
+    if invented := len(seen - asked):
+        complaints.append(f"{invented} offsets were answered that were never asked")
+    if len(asked) != sent:
+        complaints.append(f"expected {sent} input records, found {len(asked)}")
     return complaints
+
+
+def _input_offsets(surroundings: Surroundings) -> set[bytes]:
+    """Topic, partition and offset of each input record, as answers name them. Nothing is deleted, so offsets have no gaps."""
+    topic, client = surroundings.topics.input, surroundings.bystander
+    ends = [client.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1] for number in range(PARTITIONS)]
+    return {f"{topic}/{number}/{offset}".encode() for number, end in enumerate(ends) for offset in range(end)}
 
 
 def run(surroundings: Surroundings, total: int, seed: int) -> dict[str, Any]:

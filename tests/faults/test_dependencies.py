@@ -70,6 +70,26 @@ def test_kafka_away_is_waited_for(
         assert service.terminate() == 0
 
 
+def test_at_least_once_kafka_away_is_waited_for(
+    surroundings: Surroundings, load: Load, watcher: Watcher, kafka_broker: KafkaServer
+) -> None:
+    """The broker is silent for longer than the session, with records in flight: they may be doubled, and none is lost.
+
+    The same producer goes on: a purge of what was in flight would break its sequence.
+    """
+    with Replica(surroundings, DELIVERY__GUARANTEE="at_least_once", KAFKA__PROPERTIES=PATIENT) as service:
+        service.wait_assigned()
+        goes_on(surroundings, service, time.monotonic(), "start")
+        kafka_broker.pause()
+        time.sleep(AWAY_S)
+        kafka_broker.unpause()
+        kafka_broker.wait_until_ready()
+        goes_on(surroundings, service, time.monotonic(), f"at_least_once, kafka paused {AWAY_S:g} s")
+        prove(surroundings, load, "at_least_once, kafka paused", allowed=frozenset({"doubled", "out of order"}))
+        assert "rewound" in service.log(), "nothing was taken back: nothing is tested"
+        assert service.terminate() == 0
+
+
 def test_a_commit_without_an_answer_is_asked_about_before_its_records_are_read_again(
     surroundings: Surroundings, load: Load, watcher: Watcher, kafka_broker: KafkaServer
 ) -> None:

@@ -1,7 +1,6 @@
 """Slow wires and cut ones."""
 
 import os
-import re
 import tempfile
 import time
 from collections import Counter
@@ -20,20 +19,13 @@ from tests.faults.load import Load, pause_between
 from tests.faults.replicas import Replica
 from tests.faults.test_dependencies import goes_on
 from tests.faults.watcher import Watcher
-from tests.faults.wire import Wire, can_isolate, isolated
+from tests.faults.wire import Wire, can_isolate, isolated, port_of
 from tests.journey.publishing import publish
 from tests.journey.running import Surroundings, read_topic, wait_until
 
 pytestmark = pytest.mark.integration
 
-PORT = re.compile(r":(\d+)")
 CUT_S = 30.0 if os.environ.get("FAULT_ROUNDS") else 9.0  # the session's time-out is 4 s
-
-
-def port_of(address: str) -> int:
-    found = PORT.search(address.rpartition("@")[2])
-    assert found is not None
-    return int(found[1])
 
 
 def test_a_slow_redis_slows_the_service_and_nothing_else(surroundings: Surroundings, load: Load, watcher: Watcher) -> None:

@@ -44,13 +44,18 @@ def test_a_kill_while_partitions_are_given_up_loses_and_doubles_nothing(
     surroundings: Surroundings, load: Load, watcher: Watcher
 ) -> None:
     """A member dies when it is asked to give partitions to a newcomer, before it committed what it had answered."""
-    with Replica(surroundings, failpoint="before_revoked:kill:1", DELIVERY__TRANSACTION_MS="1000") as giver:
-        giver.wait_assigned()
-        with Replica(surroundings) as taker:
-            assert giver.wait() == KILLED
-            taker.wait_assigned()
-            prove(surroundings, load, "1 kill at before_revoked")
-            assert taker.terminate() == 0
+    kills = rounds(1)
+    for _ in range(kills):
+        with Replica(surroundings, failpoint="before_revoked:kill:1", DELIVERY__TRANSACTION_MS="1000") as giver:
+            giver.wait_assigned()
+            with Replica(surroundings) as taker:
+                assert giver.wait() == KILLED
+                taker.wait_assigned()
+                assert taker.terminate() == 0
+    with Replica(surroundings) as last:
+        last.wait_assigned()
+        prove(surroundings, load, f"{kills} kills at before_revoked")
+        assert last.terminate() == 0
 
 
 LONG = pytest.mark.long_form

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from consumer.schema_registry import ParsedSchema
 from tests.faults.checker import Violation, decode, schema_id
 from tests.faults.load import Load
-from tests.journey.running import Surroundings
+from tests.journey.running import Surroundings, reader_of
 
 PAUSE_S = 0.1
 
@@ -43,7 +43,7 @@ class Watcher:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        client = redis.Redis.from_url(self._surroundings.redis_url, decode_responses=True, socket_timeout=5)
+        client = reader_of(self._surroundings.redis_url)
         topic = self._surroundings.topics.output
         consumer = Consumer(
             {
@@ -63,7 +63,7 @@ class Watcher:
                         self._take_note(message)
                 try:
                     self._look(client)
-                except redis.RedisError:
+                except (redis.RedisError, redis.exceptions.RedisClusterException):
                     time.sleep(PAUSE_S)
         finally:
             consumer.close()
@@ -80,7 +80,7 @@ class Watcher:
             self._schemas[number] = schema.schema
         self._committed[key.decode()] = decode(value, self._schemas)["version"]
 
-    def _look(self, client: "redis.Redis[str]") -> None:
+    def _look(self, client: Any) -> None:
         pipeline = client.pipeline(transaction=False)
         for listing_id in self._listing_ids:
             pipeline.hgetall(f"{self._surroundings.redis_prefix}{{{listing_id}}}")

@@ -7,6 +7,7 @@ own whose loopback has the servers' ports, each led outside through a Unix socke
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import socket
 import struct
@@ -22,6 +23,7 @@ _CHUNK = 65_536
 _SIOCSIFFLAGS = 0x8914
 _UP = 1
 _PR_SET_PDEATHSIG = 1
+_PORT = re.compile(r":(\d+)")
 
 
 class Wire:
@@ -66,6 +68,10 @@ class Wire:
         """What was held up gets through now."""
         self._whole.set()
 
+    def lead_to(self, port: int) -> None:
+        """New connections go to another server, as when a name's address has changed; those that are open stay."""
+        self._target = port
+
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
         self._threads[-1].start()
@@ -98,6 +104,13 @@ def _pump(source: socket.socket, sink: socket.socket, whole: threading.Event, de
     for one in (source, sink):
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
+
+
+def port_of(address: str) -> int:
+    """Of `host:port` or a URL with that."""
+    found = _PORT.search(address.rpartition("@")[2])
+    assert found is not None
+    return int(found[1])
 
 
 def can_isolate() -> bool:

@@ -7,6 +7,7 @@ from tests.infrastructure import docker_engine
 from tests.infrastructure.commands import SetupError, say
 from tests.infrastructure.prepare import choose_without_changes, in_one_line, prepare
 from tests.infrastructure.processes import end_all_processes
+from tests.software_cuda.build import build as build_software_cuda
 
 _COMMANDS = {
     "prepare": "set up what the tests need and say in one line what was chosen and why",
@@ -24,6 +25,7 @@ def main() -> int:
     try:
         if command == "prepare":
             say(in_one_line(prepare()))
+            _build_software_cuda()
         elif command == "status":
             say(in_one_line(choose_without_changes()))
         else:
@@ -32,6 +34,14 @@ def main() -> int:
         say(str(failed))
         return 2
     return 0
+
+
+def _build_software_cuda() -> None:
+    """Minutes at first, which no test should wait for. Without it the tests that need it are skipped, with the reason."""
+    try:
+        build_software_cuda()
+    except SetupError as failed:
+        say(f"software CUDA driver UNAVAILABLE, its tests are skipped ({failed})")
 
 
 def _down() -> None:

@@ -1,6 +1,8 @@
 """The three servers in Docker containers, by testcontainers, on official or home-built images alike."""
 
 import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from docker.errors import DockerException
@@ -11,6 +13,7 @@ from tests.infrastructure.kafka_secure import SecureKafkaServer, new_certificate
 from tests.infrastructure.servers import KafkaServer, RedisServer, RegistryServer, ServerError, free_port
 
 STOP_SECONDS_MAX = 30
+_KAFKA_FOLDER = PurePosixPath("/tmp/kafka-test")
 
 
 class ContainerRunner:
@@ -28,16 +31,24 @@ class ContainerRunner:
         environment: dict[str, str],
         command: list[str] | None = None,
         entrypoint: list[str] | None = None,
+        network: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._container = DockerContainer(image, env=environment)
-        self._container.with_kwargs(labels=docker_engine.owner_label(), entrypoint=entrypoint)
+        if folder is not None:  # a place of this machine for its data
+            self._container.with_volume_mapping(str(folder), str(_KAFKA_FOLDER), "rw")
+        self._container.with_kwargs(labels=docker_engine.owner_label(), entrypoint=entrypoint, network_mode=network)
         if command is not None:
             self._container.with_command(command)
+        if network is None:
+            self._publish(port, container_port)
+        self._created = False
+
+    def _publish(self, port: int, container_port: int) -> None:
         # On loopback only: these servers ask for no password. A remote engine has to publish on all its addresses.
         local = ("127.0.0.1", os.environ.get("TEST_SERVERS_HOST"))
         interface = docker_engine.host() if docker_engine.host() in local else "0.0.0.0"
         self._container.ports[f"{container_port}/tcp"] = (interface, port)  # type: ignore[assignment]
-        self._created = False
 
     def start(self) -> None:
         try:
@@ -89,14 +100,14 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
         advertised_host=host,
         port=port,
         controller_port=9093,
-        folder=PurePosixPath("/tmp/kafka-test"),
+        folder=_KAFKA_FOLDER,
         java="java",
         libs=PurePosixPath("/opt/kafka/libs"),
     )
 
 
-def kafka_container(image: str) -> KafkaServer:
-    """A broker in a container; not started."""
+def kafka_container(image: str, *, folder: Path | None = None) -> KafkaServer:
+    """A broker in a container, its data in `folder` if given; not started."""
     host, port = docker_engine.host(), free_port()
     environment = _kafka_environment(host, port)
     # The broker listens on the port it advertises, inside as outside: one listener serves both.
@@ -107,6 +118,7 @@ def kafka_container(image: str) -> KafkaServer:
         environment=environment,
         command=[kafka_settings.START_SCRIPT],
         entrypoint=["sh", "-c"],  # the official image's own entrypoint would run its own start script
+        folder=folder,
     )
     return KafkaServer(runner, name="Kafka", host=host, port=port)
 
@@ -132,6 +144,24 @@ def redis_container(image: str) -> RedisServer:
     command = ["redis-server", "--protected-mode", "no", "--save", "", "--appendonly", "yes", "--dir", "/tmp"]
     runner = ContainerRunner(image, port=port, container_port=6379, environment={}, command=command)
     return RedisServer(runner, name="Redis", host=host, port=port)
+
+
+def redis_node_container(image: str, *, port: int, options: Sequence[str], files: Mapping[str, str]) -> ContainerRunner:
+    """A Redis at `port` of this machine's own network, where nodes of a cluster find each other as clients find them.
+
+    Args:
+        files: name in /tmp to contents.
+    """
+    write = "".join(f'printf %s "$FILE_{number}" > /tmp/{name}; ' for number, name in enumerate(files))
+    return ContainerRunner(
+        image,
+        port=port,
+        container_port=port,
+        environment={f"FILE_{number}": text for number, text in enumerate(files.values())},
+        command=[f"{write}cd /tmp; exec redis-server {shlex.join(options)}"],
+        entrypoint=["sh", "-c"],
+        network="host",
+    )
 
 
 def registry_container(image: str) -> RegistryServer:

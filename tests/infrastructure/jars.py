@@ -17,7 +17,7 @@ JAVA_FOR_KAFKA = 17
 JAVA_FOR_REGISTRY = 21
 
 _POM = Path(__file__).parent / "images" / "pom.xml"
-_DEPENDENCY_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
+DEPENDENCY_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 
 
 def kafka_folder() -> Path:
@@ -46,10 +46,10 @@ def fetch_kafka() -> None:
     """Raises: SetupError."""
     if has_kafka():
         return
-    _need_maven()
+    need_maven()
     with Stopwatch(f"fetching Kafka {versions.KAFKA}'s jars"):
-        partial = _empty(kafka_folder() / "partial")
-        goal = [f"{_DEPENDENCY_PLUGIN}:copy-dependencies", f"-DoutputDirectory={partial}"]
+        partial = empty_folder(kafka_folder() / "partial")
+        goal = [f"{DEPENDENCY_PLUGIN}:copy-dependencies", f"-DoutputDirectory={partial}"]
         argv = ["mvn", "-q", "-B", "-f", str(_POM), f"-Dkafka.version={versions.KAFKA}", *goal]
         run(argv, log_name="maven", timeout_seconds=600)
         partial.rename(kafka_folder() / "libs")  # only a finished download gets the final name
@@ -59,13 +59,13 @@ def fetch_registry() -> None:
     """Raises: SetupError."""
     if has_registry():
         return
-    _need_maven()
+    need_maven()
     with Stopwatch(f"fetching the registry {versions.REGISTRY} (about 160 MB)"):
-        download = _empty(registry_folder() / "download")
+        download = empty_folder(registry_folder() / "download")
         artifact = f"io.apicurio:apicurio-registry-app:{versions.REGISTRY}:tar.gz:all"
-        goal = [f"{_DEPENDENCY_PLUGIN}:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={download}"]
+        goal = [f"{DEPENDENCY_PLUGIN}:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={download}"]
         run(["mvn", "-q", "-B", *goal], log_name="maven", timeout_seconds=900, cwd=download)
-        partial = _empty(registry_folder() / "partial")
+        partial = empty_folder(registry_folder() / "partial")
         with tarfile.open(next(download.glob("*.tar.gz"))) as archive:
             archive.extractall(partial, filter="data")
         runner = next(partial.rglob("quarkus-run.jar"), None)
@@ -98,14 +98,15 @@ def _major_version(java: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _need_maven() -> None:
+def need_maven() -> None:
+    """Raises: SetupError."""
     if shutil.which("mvn") is None:
         if not is_root_on_debian():
             raise SetupError("`mvn` (Apache Maven) is not installed")
         apt_install("maven")
 
 
-def _empty(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

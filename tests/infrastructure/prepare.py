@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.infrastructure import docker_engine, images, jars, tools
+from tests.infrastructure import docker_engine, images, jars, prometheus, tools
 from tests.infrastructure.choose import AsProcess, Choice, Facts, InContainer, Step, Unavailable, choose, missing_images
 from tests.infrastructure.commands import SetupError, say
 from tests.infrastructure.paths import cache_folder
@@ -37,6 +37,10 @@ def prepare() -> Choice:
             else:
                 if choose(probe(failures)).next_step is step:  # done without effect: never try it for ever
                     failures[step] = "it was done and changed nothing"
+        try:
+            prometheus.fetch()
+        except SetupError as failed:
+            say(f"prometheus: {failed}")
         tools.install()
         _failures_file().write_text(json.dumps(failures))
         end_left_over_processes()

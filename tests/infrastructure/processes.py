@@ -90,9 +90,9 @@ class ProcessRunner:
             notes.remove(self._name)
 
 
-def kafka_process(java: str) -> KafkaServer:
-    """A broker as `java -cp …`; not started."""
-    port, folder = free_port(), _data_folder("kafka")
+def kafka_process(java: str, *, folder: Path | None = None) -> KafkaServer:
+    """A broker as `java -cp …`, its data in `folder` if given; not started."""
+    port, folder = free_port(), folder or _data_folder("kafka")
     environment = kafka_settings.environment(
         listen_host="127.0.0.1",
         advertised_host="127.0.0.1",
@@ -114,6 +114,14 @@ def redis_process(program: str) -> RedisServer:
     argv = [program, *listen, "--save", "", "--appendonly", "yes", "--dir", str(folder)]
     runner = ProcessRunner("redis", argv, environment={}, cwd=folder, folder=folder)
     return RedisServer(runner, name="Redis", host="127.0.0.1", port=port)
+
+
+def redis_node_process(program: str, *, options: Sequence[str], files: Mapping[str, str]) -> ProcessRunner:
+    """A Redis with these options, run where `files` (name to contents) are; not started."""
+    folder = _data_folder("redis-node")
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="ascii")
+    return ProcessRunner("redis-node", [program, *options], environment={}, cwd=folder, folder=folder)
 
 
 def registry_process(java: str) -> RegistryServer:

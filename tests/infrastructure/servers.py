@@ -120,10 +120,12 @@ class KafkaServer(Server):
         if refused := _no_connection(self.address):
             return refused  # asking librdkafka before that would fill the output with its complaints
         try:
-            AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=5)
+            topics = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=5).topics
         except KafkaException as error:
             return str(error)
-        return None
+        # A broker that was paused is fenced by its own controller: until that is over it answers, and leads nothing.
+        leaderless = sum(one.leader < 0 for topic in topics.values() for one in topic.partitions.values())
+        return f"{leaderless} partitions have no leader" if leaderless else None
 
 
 class RedisServer(Server):

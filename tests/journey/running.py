@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import redis
 from confluent_kafka import Consumer, Message, TopicPartition
+from redis.cluster import ClusterNode
 
 from consumer.codec import FRAME, SOURCE_HEADER
 from consumer.prediction_store import PredictionStore
@@ -46,6 +48,36 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def reader_of(redis_url: str) -> Any:
+    """What another reader of the store uses: redis-py's client of the server, or of the cluster."""
+    if "+cluster://" not in redis_url:
+        return redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5)
+    addresses = redis_url.partition("://")[2].rpartition("@")[2].split(",")
+    nodes = [ClusterNode(host, int(port)) for host, _, port in (address.partition(":") for address in addresses)]
+    return _ClusterReader(nodes)
+
+
+class _ClusterReader(redis.RedisCluster):
+    """Closes the clients of nodes that left the cluster, too, which redis-py leaves to the garbage collector."""
+
+    def __init__(self, nodes: list[ClusterNode]) -> None:
+        super().__init__(startup_nodes=nodes, decode_responses=True, socket_timeout=5)
+        made = self._made = [node.redis_connection for node in self.get_nodes()]
+        make: Callable[..., Any] = self.nodes_manager.create_redis_node
+
+        def keep(*words: Any, **options: Any) -> Any:
+            made.append(make(*words, **options))
+            return made[-1]
+
+        self.nodes_manager.create_redis_node = keep  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        super().close()
+        for client in getattr(self, "_made", []):
+            if client is not None:
+                client.close()
 
 
 @dataclass
@@ -76,7 +108,8 @@ class Surroundings:
             **self.overrides,
             **overrides,
         }
-        return {f"CONSUMER_{name}": value for name, value in values.items()}
+        # Of a variable and its _FILE only one may be there.
+        return {f"CONSUMER_{name}": value for name, value in values.items() if f"{name}_FILE" not in values}
 
     def settings(self, **overrides: str) -> Settings:
         """The same as validated settings, for code that runs in the test's process."""
@@ -87,9 +120,21 @@ class Surroundings:
         """A client of the registry, closed with the test."""
         return SchemaRegistry(self.registry_url, {})
 
+    @cached_property
+    def bystander(self) -> Consumer:
+        """A client of the service's group that never joins it, closed with the test. What it asks about the group an AdminClient
+        could be asked, too: but that one crashes where the coordinator has moved or is not there yet (librdkafka 2.16:
+        the handler of OffsetFetch asks for a member's coordinator that an AdminClient does not have).
+        """
+        group_id = self.settings().kafka.group_id
+        servers = {"bootstrap.servers": self.bootstrap_servers, "reconnect.backoff.max.ms": 1000, "log_level": 0}
+        return Consumer({**servers, "group.id": group_id, "enable.auto.commit": False, "isolation.level": "read_uncommitted"})
+
     def close(self) -> None:
         """Ends what was opened here."""
         self.registry.close()
+        if "bystander" in self.__dict__:
+            self.bystander.close()
 
     def stored(self, listing_ids: list[str]) -> dict[str, State | None]:
         """What Redis holds."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
@@ -101,9 +102,17 @@ OUT_OF_REACH = {
 }
 
 
+@pytest.mark.parametrize("from_file", [False, True], ids=["variable", "file"])
 @pytest.mark.parametrize("overrides", OUT_OF_REACH.values(), ids=OUT_OF_REACH.keys())
-def test_no_secret_is_shown_while_its_server_is_out_of_reach(surroundings: Surroundings, overrides: dict[str, str]) -> None:
-    """Log level debug, connections refused: neither the output nor an endpoint nor `doctor` shows a password."""
+def test_no_secret_is_shown_while_its_server_is_out_of_reach(
+    surroundings: Surroundings, tmp_path: Path, overrides: dict[str, str], from_file: bool
+) -> None:
+    """Log level debug, connections refused: neither the output nor an endpoint nor `doctor` shows a password, in a variable or
+    in a file that `…_FILE` names."""
+    if from_file:
+        for name in [name for name, value in overrides.items() if SECRET in value]:
+            (tmp_path / name).write_text(overrides[name], encoding="utf-8")
+            overrides = {**{one: value for one, value in overrides.items() if one != name}, f"{name}_FILE": str(tmp_path / name)}
     overrides = {**overrides, "LOG__LEVEL": "debug", "STARTUP__DEADLINE_SECONDS": "2"}
     with RunningService(surroundings, **overrides) as service:
         wait_until(lambda: service.get("/livez")[0] != 0, "it listens")

@@ -125,6 +125,20 @@ def test_the_manifest_says_what_the_graph_takes_and_gives(trained: Bundle) -> No
     assert manifest.data_fingerprint.startswith("train ")
 
 
+def test_the_manifest_says_how_often_each_label_is_given(trained: Bundle, shop: Path) -> None:
+    """The reference has a share of each label of each task that has labels, counted on the validation data."""
+    reference = trained.manifest.reference
+    assert {name: len(shares) for name, shares in reference.items()} == {
+        task.name: len(task.labels) for task in trained.manifest.tasks if task.labels
+    }
+    assert all(sum(shares) == pytest.approx(1, abs=0.01) for shares in reference.values())
+    valid = read_rows([shop], part="valid", settings=trained.manifest.features)
+    truths = [row["category"] for row in valid.values if "category" in row]  # the shop is learned to 95 %
+    subject = trained.manifest.task("subject")
+    true = [truths.count(label) / len(truths) for label in subject.labels]
+    assert np.abs(np.array(reference["subject"]) - true).max() < 0.1
+
+
 def test_golden_outputs_are_what_the_graph_gives(trained: Bundle) -> None:
     """The golden rows can be recomputed to rounding, in any batch."""
     features, expected = trained.golden()
