@@ -73,7 +73,9 @@ def _digest() -> str:
     """Of all that goes into the image."""
     digest = hashlib.sha256()
     files = [_ROOT / "deploy/Dockerfile.cpu", _ROOT / "requirements/service.txt"]
-    files += [file for folder in ("consumer", "model") for file in sorted((_ROOT / folder).rglob("*")) if file.is_file()]
+    files += [
+        file for folder in ("consumer", "model", "build_engine") for file in sorted((_ROOT / folder).rglob("*")) if file.is_file()
+    ]
     for file in files:
         if "__pycache__" not in file.parts:
             digest.update(f"{file.relative_to(_ROOT)}\n".encode())

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -120,10 +119,11 @@ class Release:
         wait_until(has_ended, "the container has ended", deadline_s=120)
         return found[0]
 
-    def log(self, *, previous: bool = False) -> str:
-        """Of the only pod's service container."""
-        options = ["--previous"] if previous else []
-        return self.cluster.kubectl("logs", self.pod()["metadata"]["name"], "-c", "service", *options)
+    def log(self, *, ended: bool = False) -> str:
+        """Of the only pod's service container; `ended`: of the last one that ended."""
+        argv = ["logs", self.pod()["metadata"]["name"], "-c", "service"]
+        before = self.cluster.try_kubectl(*argv, "--previous")
+        return before.stdout if ended and before.returncode == 0 else self.cluster.kubectl(*argv)
 
     def events(self) -> list[str]:
         """What the kubelet says of the only pod."""
@@ -163,7 +163,3 @@ def _parsed(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def seconds_since(start: float) -> float:
-    return time.monotonic() - start

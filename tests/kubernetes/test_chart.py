@@ -132,6 +132,15 @@ def test_a_gpu_is_asked_for_with_all_that_belongs_to_it() -> None:
     assert {"name": "engines", "persistentVolumeClaim": {"claimName": "engines"}} in spec["volumes"]
 
 
+def test_a_gpu_pod_that_builds_its_own_engine_has_the_time_and_the_place() -> None:
+    """Without the init container the service builds, for up to `model.engine_build_seconds`, into the same cache."""
+    spec = pod(render({"gpu": {"count": 1}}))
+    probe = spec["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 900 + 60 + 60
+    assert {"name": "engines", "emptyDir": {"sizeLimit": "2Gi"}} in spec["volumes"]
+    assert "initContainers" not in spec
+
+
 @pytest.mark.parametrize(
     ("source", "volume"),
     [

@@ -3,7 +3,7 @@
 {{- if .Values.model.bundle }}
 - {name: model, mountPath: {{ ternary "/models/bundle" "/models" (eq .Values.model.from "image") }}, readOnly: true}
 {{- end }}
-{{- if .Values.engine.build }}
+{{- if int .Values.gpu.count }}
 - {name: engines, mountPath: /home/enricher/.cache/listing-enricher}
 {{- end }}
 {{- end }}
@@ -19,7 +19,7 @@
   emptyDir: {sizeLimit: 1Gi}
   {{- end }}
 {{- end }}
-{{- if .Values.engine.build }}
+{{- if int .Values.gpu.count }}
 - name: engines
   {{- if .Values.engine.claim }}
   persistentVolumeClaim: {claimName: {{ .Values.engine.claim }}}
