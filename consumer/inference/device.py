@@ -159,9 +159,7 @@ class Lane:
         self._stream.synchronize()
 
     def close(self) -> None:
-        """Waits for the stream and frees everything, whatever the driver answers; may be called again."""
-        if self._stream is not None:
-            quietly(self._device.errors, self._stream.synchronize)  # memory must outlive the work on it
+        """Frees everything, whatever the driver answers; the stream must have come to rest. May be called again."""
         while self._held:
             quietly(self._device.errors, self._held.pop().free)
         self._begun = self._copied = self._computed = self._done = self._stream = None

@@ -256,7 +256,7 @@ class _Slot:
         lane, self._lane = self._lane, None
         self._views_in, self._views_out = {}, {}
         if lane is not None:
-            quietly(self._errors, lane.synchronize)
+            quietly(self._errors, lane.synchronize)  # an interrupt may have left work on it
             self._context = None  # while its stream is there, and before the memory that it was told of
             lane.close()
 

@@ -15,7 +15,7 @@ import pytest
 from build_engine.errors import Unavailable, UsageError
 from build_engine.flavour import Flavour, TensorRTError, find_flavour
 from consumer.inference import DeviceLost, InferenceFailed, OutOfMemory
-from consumer.inference.device import Device
+from consumer.inference.device import Device, Lane
 from consumer.inference.tensorrt import PARTS, SLOTS, TensorRtBackend, WrongEngine, open_engine
 from model.bundle import Bundle, Manifest
 from tests.consumer.inference.contract import BATCH_MAX, BackendContract, Golden, assert_same, some_rows
@@ -290,6 +290,21 @@ def test_whatever_fails_while_it_closes_nothing_is_held(soft_cuda: SoftCuda, ope
     backend.close()
     assert soft_cuda.calls(call) > before, f"{call} is not called, so this test tests nothing"
     assert soft_cuda.live() == []
+
+
+def test_closing_waits_for_what_an_interrupt_left_under_way(
+    backend: TensorRtBackend, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that was freed under a copy or a kernel would be a violation of the driver's rules."""
+
+    def interrupted(lane: Lane) -> None:
+        raise KeyboardInterrupt
+
+    stand_in.behaviour().delay_s = 0.05
+    monkeypatch.setattr(Lane, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backend.infer(golden[0])
+    backend.close()
 
 
 def test_outputs_that_are_not_finite_are_handed_on(backend: TensorRtBackend, golden: Golden) -> None:
