@@ -122,14 +122,18 @@ def test_a_stuck_pipeline_is_restarted(new_release: NewRelease, surroundings: Su
         pytest.xfail("the service writes no stacks as yet")
 
 
+def last_line(release: Release) -> str:
+    return release.log(ended=True).strip().rpartition("\n")[2]
+
+
 def says(release: Release, *words: str) -> str:
     """The termination message, which must hold the words, as must the log's last line."""
     ended = release.ended()
     message = ended.get("message", "")
-    last = release.log(ended=True).strip().splitlines()[-1]
     for word in words:
         assert word in message, ended
-        assert word in last, last
+    # Asked again: between two questions the container may have been started anew, and have said nothing yet.
+    wait_until(lambda: all(word in last_line(release) for word in words), "the log's last line names it too")
     print(f"\nexit code {ended['exitCode']}: {message.strip().splitlines()[-1][:200]}")
     return str(message)
 
