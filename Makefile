@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-latency bench-peers train images image-gpu sbom \
+.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-check bench-latency bench-scaling bench-peers train images image-gpu sbom \
 	chart-schema lock clean
 
 help:  ## this list
@@ -67,6 +67,14 @@ bench: setup-dev  ## the service against the bare model and a bare client loop, 
 bench-latency: setup-dev  ## from publish to enriched, p50 and p99 against the load
 	@$(PY) -m tests.infrastructure prepare
 	@$(PY) -m tests.benchmarks.latency
+
+bench-check: setup-dev  ## fails where a ratio fell behind the committed one
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.journey --check
+
+bench-scaling: setup-dev  ## how an event's cost grows with batch, partitions, event size and tasks
+	@$(PY) -m tests.infrastructure prepare
+	@$(PY) -m tests.benchmarks.scaling
 
 bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream and sentry-arroyo on the same job
 	@$(PY) -m tests.infrastructure prepare

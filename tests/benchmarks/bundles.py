@@ -25,13 +25,13 @@ _ONNX_TYPES = {"int32": TensorProto.INT32, "float32": TensorProto.FLOAT, "uint8"
 Nodes = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
-def bundle_of(size: ModelSize, folder: Path) -> Bundle:
-    """The bundle, written into `folder` unless it is the shipped one."""
+def bundle_of(size: ModelSize, folder: Path, *, tasks: int | None = None) -> Bundle:
+    """The bundle, written into `folder` unless it is the shipped one; with so many tasks, the shipped ones' in turn."""
     shipped = Bundle.load(SHIPPED)
     if size == "shipped":
         return shipped
     make: Callable[[Manifest], Nodes] = {"small": _small, "free": _free}[size]
-    manifest = shipped.manifest
+    manifest = shipped.manifest if tasks is None else _with_tasks(shipped.manifest, tasks)
     features, _ = shipped.golden()
 
     def fill(unfinished: Path) -> Manifest:
@@ -42,6 +42,16 @@ def bundle_of(size: ModelSize, folder: Path) -> Bundle:
         return manifest.model_copy(update={"name": size, "files": {}})
 
     return write_bundle(folder / size, fill)
+
+
+def _with_tasks(manifest: Manifest, count: int) -> Manifest:
+    shapes = {output.name: output.shape for output in manifest.outputs}
+    taken = [manifest.tasks[number % len(manifest.tasks)] for number in range(count)]
+    tasks = tuple(task.model_copy(update={"name": f"{task.name}_{number}"}) for number, task in enumerate(taken))
+    outputs = tuple(
+        TensorSpec(name=task.name, dtype="float32", shape=shapes[former.name]) for task, former in zip(tasks, taken, strict=True)
+    )
+    return manifest.model_copy(update={"tasks": tasks, "outputs": outputs, "reference": {}})
 
 
 def _model(manifest: Manifest, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> onnx.ModelProto:

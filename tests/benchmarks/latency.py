@@ -32,7 +32,7 @@ from consumer.codec import encode
 from consumer.schema_registry import ParsedSchema
 from consumer.schemas import LISTING
 from model.listing import listing_from_mapping
-from tests.benchmarks.journey import with_fresh_outputs
+from tests.benchmarks.contestants import with_fresh_outputs
 from tests.benchmarks.listings import real_listings
 from tests.benchmarks.surroundings import own_surroundings
 from tests.infrastructure.topics import create_topics

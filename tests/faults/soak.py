@@ -21,7 +21,7 @@ from rich.progress import Progress
 from consumer.codec import SOURCE_HEADER, encode
 from consumer.schema_registry import ParsedSchema
 from consumer.schemas import LISTING
-from tests.benchmarks.journey import answered
+from tests.benchmarks.contestants import answered
 from tests.benchmarks.listings import real_listings
 from tests.benchmarks.surroundings import own_surroundings
 from tests.faults.replicas import Replica

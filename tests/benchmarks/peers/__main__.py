@@ -27,7 +27,8 @@ from rich.table import Table
 from consumer.schemas import ENRICHED_LISTING, LISTING
 from model.bundle import Bundle
 from tests.benchmarks.bundles import ModelSize, bundle_of
-from tests.benchmarks.journey import BATCH, answered, spread, with_fresh_outputs
+from tests.benchmarks.contestants import BATCH, answered, with_fresh_outputs
+from tests.benchmarks.journey import spread
 from tests.benchmarks.listings import real_listings
 from tests.benchmarks.peers.environment import PEERS, Peer, RunningPeer, peers_python, versions
 from tests.benchmarks.peers.job import Plan
@@ -54,8 +55,13 @@ def run_service(surroundings: Surroundings, bundle: Bundle, events: int, guarant
         "DELIVERY__TRANSACTION_MS": str(COMMIT_MS),
         "LOG__LEVEL": "warning",
     }
+
+    def done() -> bool:
+        time.sleep(0.3)
+        return answered(service) >= events
+
     with RunningService(surroundings, **overrides) as service:
-        wait_until(lambda: answered(service) >= events, f"the service, {guarantee}", deadline_s=DEADLINE_S)
+        wait_until(done, f"the service, {guarantee}", deadline_s=DEADLINE_S)
         used = {"cpu_s": service.cpu_seconds(), "memory_mb": service.memory_mb()}
         service.terminate()
     return figures(surroundings, events) | used
