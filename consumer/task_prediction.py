@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from json.encoder import encode_basestring
 from math import isfinite
 
@@ -20,7 +20,9 @@ _DOUBLE = struct.Struct("<d")
 _NO_VALUES = b"\0\0\0"  # value, low and high: the union's null
 _NO_LABELS = b"\0"  # an array ends with an empty block
 _CONFIDENCE_JSON = [f'"confidence":{step / CONFIDENCE_STEPS!r}}}' for step in range(CONFIDENCE_STEPS + 1)]
+_FIRST_LABEL, _NEXT_LABEL, _NUMBER = '{"labels":[{"label":', '},{"label":', ',"confidence":'
 _CONFIDENCE_AVRO = [_DOUBLE.pack(step / CONFIDENCE_STEPS) for step in range(CONFIDENCE_STEPS + 1)]
+_AVRO_OF_CONFIDENCE = {repr(step / CONFIDENCE_STEPS): avro for step, avro in enumerate(_CONFIDENCE_AVRO)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,14 @@ class TaskPrediction:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "TaskPrediction":
-        """Raises: ValueError: the text is not a task's prediction."""
+        """The text as it is, where it is written as ours are; any other of the same meaning is written anew.
+
+        Raises: ValueError: the text is not a task's prediction.
+        """
+        if isinstance(text, bytes):
+            text = text.decode()
+        if (avro := _labels_in_avro(text)) is not None:
+            return cls(text, avro)
         try:
             content = json.loads(text)
             if "labels" in content:
@@ -118,6 +127,34 @@ class TaskPrediction:
 
     def __repr__(self) -> str:
         return f"TaskPrediction({self.json})"
+
+
+def _labels_in_avro(text: str) -> bytes | None:
+    """The record `Prediction` from labels in our own JSON, without parsing it; None where it is anything else.
+
+    By way of json and back a listing that is answered from the store takes 3.5 times as long.
+    """
+    if not (text.startswith(_FIRST_LABEL) and text.endswith("}]}")):
+        return _EMPTY.avro if text == _EMPTY.json else None
+    # A quotation mark within a name would be escaped, so what is split at stands between labels only.
+    labels = text[len(_FIRST_LABEL) : -3].split(_NEXT_LABEL)
+    encoded = []
+    try:
+        for label in labels:
+            name, _, confidence = label.partition(_NUMBER)
+            encoded.append(_name_in_avro(name) + _AVRO_OF_CONFIDENCE[confidence])
+    except (KeyError, TypeError):  # another form, or not only a name and a number
+        return None
+    return avro_long(len(labels)) + b"".join(encoded) + _NO_LABELS + _NO_VALUES
+
+
+@lru_cache(maxsize=1 << 16)
+def _name_in_avro(text: str) -> bytes:
+    """Raises: ValueError: not JSON; TypeError: not a string."""
+    name = json.loads(text)
+    if not isinstance(name, str):
+        raise TypeError
+    return avro_string(name)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from consumer.task_prediction import CONFIDENCE_STEPS, Label, LabelEncoder, Task
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 LABELS = st.builds(Label, TEXTS, NUMBERS)
-CLASSIFICATIONS = st.builds(TaskPrediction.classification, st.lists(LABELS, max_size=5))
+OURS = st.builds(Label, TEXTS, st.integers(0, CONFIDENCE_STEPS).map(lambda step: step / CONFIDENCE_STEPS))
+CLASSIFICATIONS = st.builds(TaskPrediction.classification, st.lists(LABELS, max_size=5) | st.lists(OURS, max_size=5))
 REGRESSIONS = st.builds(TaskPrediction.regression, NUMBERS, st.none() | NUMBERS, NUMBERS)
 RECORD = next(one for one in json.loads(ENRICHED_LISTING)["fields"] if one["name"] == "predictions")["type"]["values"]
 
@@ -43,8 +44,31 @@ def test_a_prediction_comes_back_as_it_was(prediction: TaskPrediction) -> None:
 
 @given(prediction=CLASSIFICATIONS | REGRESSIONS)
 def test_the_avro_is_fastavros(prediction: TaskPrediction) -> None:
-    """Byte for byte."""
+    """Byte for byte, also when it was read from the store."""
     assert prediction.avro == by_fastavro(RECORD, as_record(prediction))
+    assert TaskPrediction.from_json(prediction.json.encode()).avro == prediction.avro
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"labels": [{"label": "a", "confidence": 0.5}]}',
+        '{"labels":[{"label":"a","confidence":0.50}]}',
+        '{"labels":[{"confidence":0.5,"label":"a"}]}',
+        '{"labels":[{"label":"a","confidence":0.5,"more":1}]}',
+        '{"labels":[{"label":"\\u0061","confidence":0.5}],"more":2}',
+    ],
+)
+def test_what_others_wrote_of_the_same_meaning_is_written_as_ours(text: str) -> None:
+    ours = TaskPrediction.classification([Label("a", 0.5)])
+    assert (TaskPrediction.from_json(text), TaskPrediction.from_json(text).avro) == (ours, ours.avro)
+
+
+def test_a_name_that_looks_like_our_json_stays_a_name() -> None:
+    trap = Label('"},{"label":"b","confidence":0.5}]}', 0.25)
+    found = TaskPrediction.from_json(TaskPrediction.classification([trap, trap]).json)
+    assert found.labels == (trap, trap)
+    assert found.avro == by_fastavro(RECORD, as_record(found))
 
 
 @given(
@@ -85,7 +109,20 @@ def test_a_number_that_is_not_finite_is_refused(number: float) -> None:
         TaskPrediction.classification((Label("Fiction", number),))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"labels": 3}', '{"labels": [{"label": "a"}]}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "{}",
+        '{"labels":[{"label":3,"confidence":0.5}]}',
+        '{"labels":[{"label":"a"}]}',
+        '{"labels": 3}',
+        '{"labels": [{"label": "a"}]}',
+        b"\xff",
+    ],
+)
 def test_what_is_not_a_prediction_is_refused(text: str | bytes) -> None:
     """What is not a task's prediction is refused."""
     with pytest.raises(ValueError, match=r".+"):
