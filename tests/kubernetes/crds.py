@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.infrastructure.versions import KEDA, PROMETHEUS_OPERATOR
+from tests.journey.running import wait_until
 from tests.kubernetes.cluster import Cluster
 
 # Kind to module and the file of its definition there.
@@ -38,7 +39,9 @@ def with_crds(cluster: Cluster, kinds: set[str]) -> Iterator[set[str]]:
             created = cluster.try_kubectl("create", "-f", str(file))
             if created.returncode == 0:
                 added.append(file)
-                cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(file))
+                wait = ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(file))
+                # Asked again: kubectl gives up on an object whose conditions are not there yet.
+                wait_until(lambda wait=wait: cluster.try_kubectl(*wait).returncode == 0, f"{kind} is served")
             else:
                 assert "AlreadyExists" in created.stderr, created.stderr
         yield known
