@@ -13,8 +13,9 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from consumer import failpoints
+from consumer.client_log import CLIENT_LOG
 from consumer.errors import DependencyUnavailable, Fenced, TransactionAborted
-from consumer.kafka import CLIENT_LOG, KafkaSource, Partition, client_settings, kafka_error, topic_partitions
+from consumer.kafka import KafkaSource, Partition, client_settings, kafka_error, topic_partitions
 from consumer.plain_producer import MESSAGE_BYTES_MAX, enqueue
 from consumer.records import OutputRecord
 from consumer.settings import DeliverySettings, KafkaSettings

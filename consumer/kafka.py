@@ -4,7 +4,6 @@ Partitions come and go. Each time one is gained or rewound its *generation* rise
 dropped: its records belong to another member by now, or will be read again.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -13,6 +12,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # public, and in no __all__
 
+from consumer.client_log import CLIENT_LOG
 from consumer.errors import DependencyUnavailable, Fenced
 from consumer.records import Headers, InputRecord
 from consumer.settings import KafkaSettings
@@ -23,10 +23,6 @@ Partition = tuple[str, int]
 
 RECALL_TIMEOUT_S = 10.0
 
-# librdkafka's own log lines, delivered when a client is polled.
-CLIENT_LOG = logging.getLogger("librdkafka")
-# `kafka.properties` are for every client: that one of them means nothing to a producer is no news.
-CLIENT_LOG.addFilter(lambda record: " property and will be ignored by this " not in record.getMessage())
 _REFUSALS = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,

@@ -5,8 +5,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from consumer.client_log import CLIENT_LOG
 from consumer.errors import DependencyUnavailable
-from consumer.kafka import CLIENT_LOG, client_settings, kafka_error
+from consumer.kafka import client_settings, kafka_error
 from consumer.records import OutputRecord
 from consumer.settings import KafkaSettings
 

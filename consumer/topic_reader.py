@@ -8,8 +8,9 @@ from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from consumer.client_log import CLIENT_LOG
 from consumer.errors import DependencyUnavailable
-from consumer.kafka import CLIENT_LOG, client_settings, kafka_error, partition_counts
+from consumer.kafka import client_settings, kafka_error, partition_counts
 from consumer.settings import KafkaSettings
 
 CALL_TIMEOUT_S = 10.0

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from pydantic import SecretStr
 from rich.progress import Progress
 
+from consumer.client_log import CLIENT_LOG
 from consumer.demo.answers import AnswerReader
 from consumer.demo.broken import (
     OTHER_SCHEMA,
@@ -29,7 +30,6 @@ from consumer.demo.catalogue import DemoListing
 from consumer.demo.embedded import FETCH_WAIT_MS, QUIET, SESSION_TIMEOUT_MS
 from consumer.demo.scenario import TimeIsUp
 from consumer.errors import DependencyUnavailable, EnricherError
-from consumer.kafka import CLIENT_LOG
 from consumer.publish import Publisher
 from consumer.schema_registry import SchemaRegistry, UnknownSchema
 from consumer.schemas import LISTING, LISTING_ENVELOPE

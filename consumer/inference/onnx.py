@@ -32,9 +32,6 @@ _DTYPES: dict[str, Literal["int32", "float32", "uint8"]] = {
 }
 
 
-onnxruntime.disable_telemetry_events()  # a shop's service tells nobody else what it runs
-
-
 # Tokens are padded to the longest row: rows of like length go together, as many as fit the caches. On 2,048 real listings a batch
 # of 256 took 75 µs a row in one piece and 55 µs so.
 ROWS_AT_ONCE = 64

@@ -57,6 +57,7 @@ class NoBackend:
     """Nothing is inferred here."""
 
     name = "none"
+    engine = None
 
     def infer(self, inputs: Any) -> dict[str, NDArray[np.float32]]:
         raise NotImplementedError

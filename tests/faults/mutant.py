@@ -40,7 +40,7 @@ def no_guard() -> None:
 
 def no_transaction() -> None:
     """Answers first, then offsets, with nothing around the two."""
-    service.open_delivery = lambda kafka, _, *, source: AtLeastOnce(kafka, source=source)  # type: ignore[assignment]
+    service.open_delivery = lambda kafka, _, *, source, **_rest: AtLeastOnce(kafka, source=source)  # type: ignore[assignment]
 
 
 def no_drain() -> None:
