@@ -102,10 +102,10 @@ chart-schema:  ## the service's settings into the chart's values.schema.json
 	@$(PY) -m tests.kubernetes.values_schema
 
 lock:  ## renews the locks in requirements/ from pyproject.toml (they name no host)
-	@$(LOCK) pyproject.toml -o requirements/service.txt
+	@$(LOCK) pyproject.toml --extra traces -o requirements/service.txt
 	@$(LOCK) pyproject.toml --extra demo -o requirements/demo.txt
 	@$(LOCK) pyproject.toml --extra demo --extra train --extra traces --group dev -o requirements/dev.txt
-	@$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
+	@$(LOCK) pyproject.toml --extra gpu --extra traces -o requirements/gpu.txt
 	@$(LOCK) tests/benchmarks/peers/requirements.in -o requirements/peers.txt
 
 clean:  ## removes .venv and caches
