@@ -79,7 +79,7 @@ class KafkaSource:
     Args:
         before_revoked: called before partitions are given up, to commit what was answered.
         after_lost: called when partitions went to another member already.
-        on_rebalance: told "assigned", "revoked" or "lost" and how many partitions.
+        on_rebalance: told "assigned", "revoked" or "lost" and how many partitions are held now.
         statistics: settings by which the client tells of itself (`client_statistics.py`).
     """
 
@@ -257,19 +257,19 @@ class KafkaSource:
         for one in partitions:
             self._generation += 1
             self._generations[(one.topic, one.partition)] = self._generation
-        self._on_rebalance("assigned", len(partitions))
+        self._on_rebalance("assigned", len(self._generations))
         log.info("partitions_assigned", partitions=[one.partition for one in partitions])
 
     def _revoked(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._before_revoked()
         self._forget(partitions)
-        self._on_rebalance("revoked", len(partitions))
+        self._on_rebalance("revoked", len(self._generations))
         log.info("partitions_revoked", partitions=[one.partition for one in partitions])
 
     def _lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._forget(partitions)
         self._after_lost()
-        self._on_rebalance("lost", len(partitions))
+        self._on_rebalance("lost", len(self._generations))
         log.warning("partitions_lost", partitions=[one.partition for one in partitions])
 
     def _forget(self, partitions: list[TopicPartition]) -> None:

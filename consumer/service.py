@@ -171,8 +171,9 @@ class Service:
             marks.close()
             log.info("left_the_group")
 
-    def _rebalanced(self, kind: str, partitions: int) -> None:
+    def _rebalanced(self, kind: str, held: int) -> None:
         self.metrics.rebalances.labels(kind).inc()
+        self.metrics.assigned_partitions.set(held)
         if kind == "assigned":  # an empty assignment, with more members than partitions, is well too
             self.health.set_condition("kafka_assigned", holds=True, reason="joined the group")
 

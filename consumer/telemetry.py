@@ -190,6 +190,11 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.assigned_partitions = Gauge(
+            "enricher_assigned_partitions",
+            "Partitions of the input topic that this replica reads; 0: it stands idle, there are more replicas than partitions.",
+            registry=self.registry,
+        )
         self.transactions = Counter(
             "enricher_transactions",
             "Kafka transactions, by result: committed or aborted.",

@@ -120,8 +120,11 @@ ROWS = {
         Panel(
             "Rebalances",
             "short",
-            "In the last quarter of an hour.",
-            {"{{kind}}": "sum by (kind) (increase(<enricher_rebalances_total>[15m]))"},
+            "In the last quarter of an hour; and the partitions that each pod reads: with none it stands idle.",
+            {
+                "{{kind}}": "sum by (kind) (increase(<enricher_rebalances_total>[15m]))",
+                "partitions of {{pod}}": "<enricher_assigned_partitions>",
+            },
         ),
         Panel(
             "Client round trip, 99th percentile",
