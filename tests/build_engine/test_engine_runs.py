@@ -27,6 +27,8 @@ from tests.software_cuda import stand_in
 from tests.software_cuda.control import SoftCuda
 from tests.software_cuda.fixtures import loaded_soft_cuda, soft_cuda, stand_in_tensorrt
 
+pytestmark = pytest.mark.integration
+
 __all__ = ["loaded_soft_cuda", "soft_cuda", "stand_in_tensorrt"]
 
 PROFILE = Profile(1, 64, 128)

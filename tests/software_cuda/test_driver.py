@@ -18,6 +18,8 @@ from tests.software_cuda.build import build
 from tests.software_cuda.control import SoftCuda
 from tests.software_cuda.fixtures import Loaded
 
+pytestmark = pytest.mark.integration
+
 FLOATS = 1000
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.software_cuda.control import CudaError, SoftCuda
 from tests.software_cuda.test_driver import FLOATS, pinned, ramp
 
+pytestmark = pytest.mark.integration
+
 
 def a_pass(cuda: Any) -> Any:
     """Everything that a backend asks of the driver, once; frees it in the end, whatever happens."""

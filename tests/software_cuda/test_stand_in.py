@@ -16,6 +16,8 @@ from tests.software_cuda import stand_in
 from tests.software_cuda.control import CudaError, SoftCuda
 from tests.software_cuda.stand_in import Profile, make_plan
 
+pytestmark = pytest.mark.integration
+
 SHIPPED = Path(__file__).resolve().parents[2] / "model" / "bundles" / "books"
 
 

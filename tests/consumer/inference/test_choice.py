@@ -19,6 +19,8 @@ from tests.consumer.inference.contract import Golden, assert_same
 from tests.consumer.inference.stand_in_engines import a_fingerprint, a_plan, publish
 from tests.software_cuda.control import CudaError, SoftCuda
 
+pytestmark = pytest.mark.integration
+
 WISHES = ("auto", "tensorrt")
 
 

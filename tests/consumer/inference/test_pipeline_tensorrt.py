@@ -19,6 +19,8 @@ from tests.examples import a_change_event, a_numbered_book
 from tests.software_cuda import stand_in
 from tests.software_cuda.control import CudaError, SoftCuda
 
+pytestmark = pytest.mark.integration
+
 MakeJourney = Callable[..., Journey]
 
 

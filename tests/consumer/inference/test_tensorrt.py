@@ -23,6 +23,8 @@ from tests.consumer.inference.stand_in_engines import a_plan
 from tests.software_cuda import stand_in
 from tests.software_cuda.control import CudaError, SoftCuda
 
+pytestmark = pytest.mark.integration
+
 FINGERPRINT = "0123456789abcdef0123456789abcdef"
 Opener = Callable[..., TensorRtBackend]
 
