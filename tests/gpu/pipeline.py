@@ -1,8 +1,8 @@
 """Events/s of the whole service over listings that wait on the broker, and what limits it; one line of JSON.
 
 The clock runs from the first answer to the last. The service's threads share one interpreter: the seconds of a stage contain its
-waits for the others, so beside them stand the cores that the process used. Where that is near 1, it is the interpreter that limits,
-and the stage that is named the one that asks most of it.
+waits for the others, so beside them stand the cores that the process used. Where that is near 1, it is the interpreter that
+limits, and the stage that is named the one that asks most of it.
 """
 
 import json

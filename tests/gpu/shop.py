@@ -88,7 +88,7 @@ class Shop:
             time.sleep(_LOOK_S)
 
     def answers(self, expected: int) -> list[Answer]:
-        """All records of both topics, at least as many as expected. Raises: Failed: there are fewer."""
+        """All records of both topics; more are waited for while there are fewer than expected."""
         kafka, deadline_s = self.settings.kafka, time.monotonic() + _READ_S_MAX
         consumer = Consumer(
             {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "reader", "enable.auto.commit": False, "logger": QUIET}
@@ -103,8 +103,6 @@ class Shop:
                     raise Failed(f"expected {expected} answers, found {len(found)} within {_READ_S_MAX:g} s")
         finally:
             consumer.close()
-        if len(found) < expected:
-            raise Failed(f"expected {expected} answers, found {len(found)}")
         return found
 
     def event(self, answer: Answer) -> Any:

@@ -99,8 +99,7 @@ def _run(step: Step, env: Mapping[str, str], outcome: Outcome) -> None:
         if process.returncode == 0 and not late:
             raise ValueError(f"what it printed is no result: {error}: {said[-200:]!r}") from error
     if late or process.returncode != 0:
-        last = "; ".join(line.strip() for line in complaints.strip().splitlines()[-_LINES_SHOWN:])
-        outcome.status, outcome.reason = "failed", f"{late}exit code {process.returncode}: {last or 'it said nothing'}"
+        outcome.status, outcome.reason = "failed", f"{late}exit code {process.returncode}: {last_words(complaints)}"
 
 
 def _ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
@@ -110,6 +109,13 @@ def _ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.communicate()
+
+
+def last_words(complaints: str) -> str:
+    """The last line that is not indented and what belongs to it: of a traceback the error, of TensorRT's what it logged."""
+    lines = complaints.rstrip().splitlines()
+    begin = next((index for index in reversed(range(len(lines))) if lines[index][:1].strip()), 0)
+    return "; ".join(line.strip() for line in lines[begin : begin + _LINES_SHOWN]) or "it said nothing"
 
 
 def last_line(said: str, complaints: str) -> dict[str, Any]:

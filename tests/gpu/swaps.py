@@ -120,7 +120,7 @@ def measure(shop: Shop, rollout: Rollout, swaps: int, *, per_s: float) -> dict[s
             if became[-1][0] in {"refused", "late"}:
                 break  # what serves now is not what the next one reckons with
         shop.wait(lambda: shop.done() >= load.sent, "all answers")
-    answers = shop.answers(0)
+    answers = shop.answers(load.sent)
     outcomes, sources = Counter(outcome for outcome, _ in became), Counter(answer.source for answer in answers)
     events = [shop.event(answer) for answer in answers if not answer.dead]
     failures = {

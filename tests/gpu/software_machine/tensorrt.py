@@ -1,4 +1,4 @@
-"""What a step's process imports as `tensorrt` on the software CUDA driver: the stand-in's runtime, and a builder that compiles nothing.
+"""What a step imports as `tensorrt` on the software CUDA driver: the stand-in's runtime, and a builder that compiles nothing.
 
 SOFT_CUDA_LIBRARY names the driver, the same file that pycuda finds on LD_LIBRARY_PATH.
 """
