@@ -40,18 +40,23 @@ def fetch_tensorrt(version: str) -> TensorRT:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return found
-        need_maven()
         with Stopwatch(f"fetching TensorRT {version}"):
             partial = empty_folder(folder.with_name(folder.name + ".partial"))
             install_packages(partial / "packages", [bindings])
             download = empty_folder(partial / "download")
-            what = f"-Dartifact={artifact}:jar:linux-x86_64-redist"
-            goal = [f"{DEPENDENCY_PLUGIN}:copy", what, f"-DoutputDirectory={download}"]
-            run(["mvn", "-q", "-B", *goal], log_name="maven", timeout_seconds=_FETCH_TIMEOUT_S, cwd=download)
-            _extract(next(download.glob("*.jar")), partial / "libraries")
+            _extract(fetch_redist(artifact, download), partial / "libraries")
             shutil.rmtree(download)
             partial.rename(folder)  # only a finished download gets the final name
     return found
+
+
+def fetch_redist(artifact: str, folder: Path) -> Path:
+    """The jar with all libraries of one of `versions.TENSORRT`, in the folder. Raises: SetupError."""
+    need_maven()
+    what = f"-Dartifact={artifact}:jar:linux-x86_64-redist"
+    goal = [f"{DEPENDENCY_PLUGIN}:copy", what, f"-DoutputDirectory={folder.resolve()}"]
+    run(["mvn", "-q", "-B", *goal], log_name="maven", timeout_seconds=_FETCH_TIMEOUT_S, cwd=folder)
+    return next(folder.glob("*-redist.jar"))
 
 
 def _extract(jar: Path, libraries: Path) -> None:

@@ -95,14 +95,7 @@ def _pycuda(headers: list[Path], library: Path) -> Path:
     if not folder.is_dir():
         partial = _empty(folder.with_suffix(".partial"))
         home = _empty(folder.with_suffix(".home"))
-        (home / ".aksetup-defaults.py").write_text(_PYCUDA_SETTINGS)  # it looks for its settings there only
-        env = {
-            **os.environ,
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config"),
-            "CPATH": ":".join(map(str, headers)),
-            "LIBRARY_PATH": str(library.parent),
-        }
+        env = _environment(home, headers, library)
         # Not from a cache of wheels: that would have been built against some other driver.
         install = [*_install(partial, [f"pycuda=={versions.PYCUDA}"]), "--no-binary", "pycuda", "--no-cache"]
         with Stopwatch(f"building pycuda {versions.PYCUDA} (once; 1 to 5 minutes)"):
@@ -112,6 +105,31 @@ def _pycuda(headers: list[Path], library: Path) -> Path:
         shutil.rmtree(home, ignore_errors=True)
         partial.rename(folder)  # only a finished build gets the final name
     return folder
+
+
+def pycuda_environment(home: Path) -> dict[str, str]:
+    """What pycuda compiles in, for a wheel that is to run elsewhere: the software driver serves the linker alone.
+
+    Args:
+        home: a folder that is made, for the file where pycuda looks for its settings.
+
+    Raises:
+        SetupError: see `build`.
+    """
+    headers = _headers()
+    home.mkdir()
+    return _environment(home, headers, _driver(headers))
+
+
+def _environment(home: Path, headers: list[Path], library: Path) -> dict[str, str]:
+    (home / ".aksetup-defaults.py").write_text(_PYCUDA_SETTINGS)  # it looks for its settings there only
+    return {
+        **os.environ,
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config"),
+        "CPATH": ":".join(map(str, headers)),
+        "LIBRARY_PATH": str(library.parent),
+    }
 
 
 def _install(target: Path, packages: Iterable[str]) -> list[str]:
