@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test faults check bench bench-latency train images lock clean
+.PHONY: help setup setup-dev demo test faults check bench bench-latency train study images lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -62,6 +62,9 @@ bench-latency: setup-dev  ## from publish to enriched, p50 and p99 against the l
 
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
+
+study: setup-dev  ## one network for all tasks against one a task, 5 seeds (hours)
+	@$(PY) -m model study --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/study.jsonl --scarce department --scarce topics --scarce library_class --scarce genre --share 0.05 --share 0.2 $(ARGS)
 
 images:  ## the images of deploy/
 	@docker build --network=host -f deploy/Dockerfile.cpu -t listing-enricher:cpu .
