@@ -9,8 +9,8 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-
 DATA ?= ../shared/data
 export DOCKER_BUILDKIT ?= 0
 
-.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-check bench-latency bench-scaling bench-peers train images image-gpu sbom \
-	chart-schema lock clean
+.PHONY: help setup setup-dev demo test test-gpu-contract test-kubernetes faults check bench bench-check bench-latency bench-scaling bench-peers \
+	train study images image-gpu sbom chart-schema lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -82,6 +82,9 @@ bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream 
 
 train: setup-dev  ## the bundle that ships, from the data in DATA
 	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
+
+study: setup-dev  ## one network for all tasks against one a task, 5 seeds (hours)
+	@$(PY) -m model study --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/study.jsonl --scarce department --scarce topics --scarce library_class --scarce genre --share 0.05 --share 0.2 $(ARGS)
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILD = docker build --network=host --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse --short HEAD)

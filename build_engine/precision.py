@@ -44,7 +44,7 @@ def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.Model
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         raise GraphError(f"{path}: not an ONNX graph: {error}") from error
     _expand_rows(model.graph, np.dtype(np.float16 if precision == "fp16" else np.float32))
-    _fix_tokens(model.graph, tokens)
+    _fix_dimensions(model.graph, tokens)
     del model.graph.value_info[:]  # the types noted there are no longer true
     if precision == "fp16":
         _halve(model)
@@ -90,11 +90,14 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(initializers)
 
 
-def _fix_tokens(graph: onnx.GraphProto, tokens: int) -> None:
+def _fix_dimensions(graph: onnx.GraphProto, tokens: int) -> None:
+    """Every row has `tokens` tokens, and an engine takes a cover for each row."""
     for value in graph.input:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param == "tokens":
                 dimension.dim_value = tokens
+            elif dimension.dim_param == "covers":
+                dimension.dim_param = "batch"
 
 
 def _halve(model: onnx.ModelProto) -> None:

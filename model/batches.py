@@ -29,13 +29,14 @@ class Examples:
     covers: Tensor
     cover_of: NDArray[np.int64]
     labels: tuple[Labels, ...]
+    sets: NDArray[np.int64]  # the number of each row's set
 
     @classmethod
     def of(cls, rows: Rows, tokens: Tokens, labels: Sequence[Labels]) -> "Examples":
         starts = np.cumsum(tokens.counts) - tokens.counts
-        return cls(
-            tokens=tokens, starts=starts, covers=torch.from_numpy(rows.covers), cover_of=rows.cover_of, labels=tuple(labels)
-        )
+        _, sets = np.unique(rows.sets, return_inverse=True)
+        covers = torch.from_numpy(rows.covers)
+        return cls(tokens=tokens, starts=starts, covers=covers, cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -105,6 +106,20 @@ def run(network: Network, table: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits, embedding
 
 
+def batches_of_one_set(
+    rows: NDArray[np.int64], sets: NDArray[np.int64], *, rows_max: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Every row once, in batches of nearly equal size that each hold rows of one set, in random order.
+
+    All rows of such a batch have the labels of the same tasks, so that a task's gradient comes from a full batch.
+    """
+    batches: list[NDArray[np.int64]] = []
+    for each in np.unique(sets):
+        own = random.permutation(rows[sets == each])
+        batches += np.array_split(own, -(-len(own) // rows_max))
+    return [batches[place] for place in random.permutation(len(batches))]
+
+
 def randomly_hidden(probabilities: Mapping[str, float], *, rows: int, random: np.random.Generator) -> NDArray[np.bool_]:
     """Draws which fields are hidden in each row: bool [rows, families]."""
     hidden = np.zeros((rows, len(FAMILIES)), dtype=np.bool_)
@@ -131,6 +146,8 @@ def targets_of(
         if task.hidden_input is not None:
             present = present & hidden[:, FAMILY_OF_FIELD[task.hidden_input]]
         targets[task.name] = Target(
-            values=torch.from_numpy(labels.values[index]), present=torch.from_numpy(present.astype(np.float32))
+            values=torch.from_numpy(labels.values[index]),
+            present=torch.from_numpy(present.astype(np.float32)),
+            taught=None if labels.taught is None else torch.from_numpy(labels.taught[index].astype(np.float32)),
         )
     return targets

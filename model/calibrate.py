@@ -16,7 +16,7 @@ from torch.nn import functional
 from model.dataset import Labels
 from model.tasks import Task
 
-_TEMPERATURES = np.geomspace(0.3, 6.0, 200)
+_TEMPERATURES = np.geomspace(0.05, 8.0, 240)  # an SVM's margins want far below 1
 _INTERVAL = (0.10, 0.50, 0.90)
 _SLOPES = (0.1, 1.5)
 _SPREAD_MIN = 1e-9

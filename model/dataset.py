@@ -65,12 +65,16 @@ class Rows:
         return grouped
 
 
-def read_rows(folders: Sequence[Path], *, part: str, settings: FeatureSettings, limit: int | None = None) -> Rows:
+def read_rows(
+    folders: Sequence[Path], *, part: str, settings: FeatureSettings, limit: int | None = None, skipped: list[str] | None = None
+) -> Rows:
     """Reads one part of every folder.
 
     Args:
         part: "train" or "valid".
         limit: at most so many rows of each set, for a quick try.
+        skipped: where given, each line that cannot be used, and each cover, is left out and told here instead of raised. The
+            rows before the end of a truncated file are kept.
 
     Raises:
         DataError: a file is missing, truncated or not JSON lines of listings, an id occurs twice, or a cover is missing.
@@ -85,12 +89,18 @@ def read_rows(folders: Sequence[Path], *, part: str, settings: FeatureSettings, 
     for folder in folders:
         path = folder / f"{part}.jsonl.gz"
         cover_names: list[str | None] = []
-        for number, row in _json_lines(path, limit=limit):
-            listings.append(_listing(row, where=f"{path}:{number}"))
-            listing_id = listings[-1].listing_id
-            if listing_id in seen:
-                raise DataError(f"{path}:{number}: listing_id: {listing_id} stands already in {seen[listing_id]}")
-            seen[listing_id] = f"{path}:{number}"
+        for number, line in _lines(path, limit=limit, skipped=skipped):
+            where = f"{path}:{number}"
+            try:
+                row = _json_object(line, where=where)
+                listing = _listing(row, where=where)
+                if listing.listing_id in seen:
+                    raise DataError(f"{where}: listing_id: {listing.listing_id} stands already in {seen[listing.listing_id]}")
+            except DataError as error:
+                _skip(error, skipped)
+                continue
+            seen[listing.listing_id] = where
+            listings.append(listing)
             values.append(row)
             sets.append(folder.name)
             cover_names.append(row.get("cover"))
@@ -98,7 +108,7 @@ def read_rows(folders: Sequence[Path], *, part: str, settings: FeatureSettings, 
             if file.is_file():
                 with file.open("rb") as data:
                     digest.update(hashlib.file_digest(data, "sha256").digest())
-        for cover in _covers(folder / "covers.zip", cover_names, settings):
+        for cover in _covers(folder / "covers.zip", cover_names, settings, skipped=skipped):
             cover_of.append(UNLABELLED if cover is None else len(covers))
             if cover is not None:
                 covers.append(cover)
@@ -114,23 +124,34 @@ def read_rows(folders: Sequence[Path], *, part: str, settings: FeatureSettings, 
     )
 
 
-def _json_lines(path: Path, *, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _skip(error: DataError, skipped: list[str] | None) -> None:
+    if skipped is None:
+        raise error
+    skipped.append(str(error))
+
+
+def _lines(path: Path, *, limit: int | None, skipped: list[str] | None) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise DataError(f"{path}: expected a file of gzipped JSON lines, found none")
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+        with gzip.open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if limit is not None and number > limit:
                     return
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-                yield number, row
+                yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: expected gzipped text: {error}") from error
+        _skip(DataError(f"{path}:{number + 1}: expected gzipped text: {error}"), skipped)
+
+
+def _json_object(line: bytes, *, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}:{number}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
 def _listing(row: Mapping[str, Any], *, where: str) -> Listing:
@@ -140,20 +161,25 @@ def _listing(row: Mapping[str, Any], *, where: str) -> Listing:
         raise DataError(f"{where}: {error}") from error
 
 
-def _covers(path: Path, names: Sequence[str | None], settings: FeatureSettings) -> Iterator[NDArray[np.uint8] | None]:
+def _covers(
+    path: Path, names: Sequence[str | None], settings: FeatureSettings, *, skipped: list[str] | None
+) -> Iterator[NDArray[np.uint8] | None]:
     if not any(names):
         yield from (None for _ in names)
         return
     try:
         with zipfile.ZipFile(path) as archive:
             for name in names:
-                yield None if not name else decode_cover(archive.read(name), settings)
+                try:
+                    yield None if not name else decode_cover(archive.read(name), settings)
+                except KeyError as error:
+                    _skip(DataError(f"{path}: a row names a cover that is not in it: {error.args[0]}"), skipped)
+                    yield None
+                except InvalidCover as error:
+                    _skip(DataError(f"{path}: {name}: {error}"), skipped)
+                    yield None
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected the covers as a zip file: {error}") from error
-    except KeyError as error:
-        raise DataError(f"{path}: a row names a cover that is not in it: {error.args[0]}") from error
-    except InvalidCover as error:
-        raise DataError(f"{path}: {name}: {error}") from error
 
 
 def build_vocabulary(listings: Sequence[Listing], settings: FeatureSettings, *, rows_max: int | None = None) -> Vocabulary:
@@ -182,10 +208,12 @@ class Labels:
         values: `single`, `ordinal`: int64 [rows]; `multi`: float32 [rows, labels] of 0 and 1; `regression`: float32 [rows]
             in the head's own scale.
         present: bool [rows], where the row has a label.
+        taught: float16 [rows, columns], a teacher's probabilities (or value) for rows that are present; None without one.
     """
 
     values: NDArray[Any]
     present: NDArray[np.bool_]
+    taught: NDArray[np.float16] | None = None
 
 
 def labels_of(task: Task, rows: Rows) -> Labels:

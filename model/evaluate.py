@@ -125,14 +125,15 @@ def evaluate(
             own = labels[task.name]
             inside = np.flatnonzero(own.present[index])
             found[task.name] = list(
-                _task_evaluations(task, specs[task.name], rows, index[inside], outputs[task.name][inside], own)
+                task_evaluations(task, specs[task.name], rows, index[inside], outputs[task.name][inside], own)
             )
     return [each for task in tasks for each in found.get(task.name, [])]
 
 
-def _task_evaluations(
+def task_evaluations(
     task: Task, spec: TaskSpec, rows: Rows, index: NDArray[np.int64], output: NDArray[np.float32], labels: Labels
 ) -> Iterator[Evaluation]:
+    """One task's figures from the graph's outputs for the rows at `index`, which all have its label."""
     truth = labels.values[index]
     if task.entry.kind == "regression":
         yield _regression(task, output, truth)

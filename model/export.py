@@ -24,6 +24,9 @@ from model.network import Network
 from model.tasks import Task
 
 OPSET = 18
+# The cover's own first dimension: one for each row, or a single one of zeros for a batch without any, whose convolutions would
+# be most of its work. Every later step spreads it over the batch.
+COVERS = "covers"
 INPUTS = ("token_ids", "token_weights", "cover", "cover_present")
 _INT8_MAX = 127
 _COMPARED_ROWS = 128
@@ -101,7 +104,7 @@ def difference(graph: ServingGraph, session: onnxruntime.InferenceSession, featu
 
 def input_specs(settings: FeatureSettings) -> tuple[TensorSpec, ...]:
     """The graph's inputs as the manifest states them."""
-    cover = ("batch", settings.cover_channels, settings.cover_height, settings.cover_width)
+    cover = (COVERS, settings.cover_channels, settings.cover_height, settings.cover_width)
     return (
         TensorSpec(name="token_ids", dtype="int32", shape=("batch", "tokens")),
         TensorSpec(name="token_weights", dtype="float32", shape=("batch", "tokens")),
@@ -146,4 +149,9 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
             optimize=True,
             verbose=False,
         )
+    model = onnx.load(path)
+    cover = next(value for value in model.graph.input if value.name == "cover")
+    cover.type.tensor_type.shape.dim[0].dim_param = COVERS
+    del model.graph.value_info[:]  # what is noted of shapes between the nodes takes covers and rows for one number
+    onnx.save(model, path)
     onnx.checker.check_model(str(path))

@@ -4,10 +4,11 @@ Two optimisers: Adam with decoupled weight decay for the network, and its sparse
 that a batch saw (a dense step over 12 million weights would cost more than the rest of the batch).
 """
 
-import copy
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from model import metrics
-from model.batches import Examples, batch_of, field_hidden, randomly_hidden, run, targets_of
+from model.batches import Examples, batch_of, batches_of_one_set, field_hidden, randomly_hidden, run, targets_of
+from model.checkpoint import Checkpoints
 from model.dataset import Labels
 from model.losses import total_loss
 from model.network import Network
@@ -49,9 +51,63 @@ class Trained:
 
 
 @dataclass(slots=True)
-class _Weights:
-    network: dict[str, Tensor]
+class _Run:
+    """All that changes while training goes on, so that it can be kept and taken up again."""
+
+    network: Network
     table: Tensor
+    dense: torch.optim.Optimizer
+    sparse: torch.optim.Optimizer
+    schedules: list[torch.optim.lr_scheduler.LambdaLR]
+    random: np.random.Generator
+    curves: list[CurvePoint]
+    epochs_done: int = 0
+    averaged: dict[str, Tensor] = field(default_factory=dict)  # the sum over the last epochs; the table is "table"
+    averaged_epochs: int = 0
+
+    def add_to_average(self) -> None:
+        """Adds the present weights to the average's sum; counters, which are whole numbers, are taken as they are."""
+        for name, value in {**self.network.state_dict(), "table": self.table.detach()}.items():
+            before = self.averaged.get(name)
+            self.averaged[name] = before + value if before is not None and value.is_floating_point() else value.clone()
+        self.averaged_epochs += 1
+
+    def take_average(self) -> None:
+        """Makes the average the present weights."""
+        count = self.averaged_epochs
+        mean = {name: value / count if value.is_floating_point() else value for name, value in self.averaged.items()}
+        with torch.no_grad():
+            self.table.copy_(mean.pop("table"))
+        self.network.load_state_dict(mean)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "table": self.table.detach(),
+            "optimisers": [self.dense.state_dict(), self.sparse.state_dict()],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "random": json.dumps(self.random.bit_generator.state),
+            "torch_random": torch.get_rng_state(),
+            "curves": [astuple(point) for point in self.curves],
+            "epochs_done": self.epochs_done,
+            "averaged": self.averaged,
+            "averaged_epochs": self.averaged_epochs,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        with torch.no_grad():
+            self.table.copy_(state["table"])
+        for optimiser, kept in zip((self.dense, self.sparse), state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(kept)
+        self.random.bit_generator.state = json.loads(state["random"])
+        torch.set_rng_state(state["torch_random"])
+        self.curves[:] = [CurvePoint(*point) for point in state["curves"]]
+        self.epochs_done = state["epochs_done"]
+        self.averaged = state["averaged"]
+        self.averaged_epochs = state["averaged_epochs"]
 
 
 def fit(
@@ -63,59 +119,67 @@ def fit(
     tasks: Sequence[Task],
     settings: TrainingSettings,
     seed: int,
+    checkpoints: Checkpoints | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> Trained:
-    """Trains, and returns the best epoch or the average of the last ones, whichever is better on `valid`."""
-    random = np.random.default_rng(seed)
+    """Trains, and returns the average of the weights after each of the last epochs.
+
+    Args:
+        checkpoints: where the state is kept after each epoch, and from where an interrupted training goes on.
+        rows: the training rows to use; by default all.
+    """
+    rows = np.arange(len(train)) if rows is None else rows
+    batches = sum(-(-count // settings.batch_rows) for count in np.bincount(train.sets[rows]).tolist())
+    training = _begun(network, table, settings=settings, steps=batches * settings.epochs, seed=seed)
+    if checkpoints is not None and (state := checkpoints.load("fit")) is not None:
+        training.restore(state)
+    elif settings.linear_start:
+        _evaluated(network, table, valid, tasks, epoch=0, curves=training.curves)
+    with _progress() as progress:
+        bar = progress.add_task("training", total=batches * settings.epochs, completed=batches * training.epochs_done)
+        for epoch in range(training.epochs_done + 1, settings.epochs + 1):
+            score = _epoch(training, train, rows, valid, tasks, settings, epoch=epoch, advance=lambda: progress.advance(bar))
+            progress.console.print(f"epoch {epoch} of {settings.epochs}: mean valid score {score:.4f}", highlight=False)
+            if checkpoints is not None:
+                checkpoints.save("fit", training.state())
+    training.take_average()
+    _evaluated(network, training.table, valid, tasks, epoch=settings.epochs + 1, curves=training.curves)
+    return Trained(
+        network, training.table.detach(), tuple(training.curves), f"average of the last {training.averaged_epochs} epochs"
+    )
+
+
+def _begun(network: Network, table: Tensor, *, settings: TrainingSettings, steps: int, seed: int) -> _Run:
     table = table.clone().requires_grad_()
     dense = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
     sparse = torch.optim.SparseAdam([table], lr=settings.table_learning_rate, betas=(0.9, 0.98))
-    batches = -(-len(train) // settings.batch_rows)
-    steps = batches * settings.epochs
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, _decay(steps)) for each in (dense, sparse)]
-    curves: list[CurvePoint] = []
-    best, best_score, best_epoch = _Weights({}, table), -np.inf, 0
-    last: list[_Weights] = []
-    if settings.linear_start:
-        _evaluated(network, table, valid, tasks, epoch=0, curves=curves)
-    with _progress() as progress:
-        bar = progress.add_task("training", total=steps)
-        for epoch in range(1, settings.epochs + 1):
-            losses: dict[str, list[float]] = {task.name: [] for task in tasks}
-            network.train()
-            for index in np.array_split(random.permutation(len(train)), batches):
-                parts = _step(network, table, train, index, tasks, settings, random, optimisers=(dense, sparse))
-                for schedule in schedules:
-                    schedule.step()
-                for name, value in parts.items():
-                    losses[name].append(value)
-                progress.advance(bar)
-            curves += [
-                CurvePoint(epoch, "train", name, "loss", float(np.mean(values))) for name, values in losses.items() if values
-            ]
-            score = _evaluated(network, table, valid, tasks, epoch=epoch, curves=curves)
-            progress.console.print(f"epoch {epoch} of {settings.epochs}: mean valid score {score:.4f}", highlight=False)
-            weights = _Weights(copy.deepcopy(network.state_dict()), table.detach().clone())
-            last = [*last, weights][-settings.averaged_epochs :]
-            if score > best_score:
-                best, best_score, best_epoch = weights, score, epoch
-    averaged = _average(last)
-    network.load_state_dict(averaged.network)
-    score = _evaluated(network, averaged.table, valid, tasks, epoch=settings.epochs + 1, curves=curves)
-    if score >= best_score:
-        return Trained(network, averaged.table, tuple(curves), f"average of the last {len(last)} epochs")
-    network.load_state_dict(best.network)
-    return Trained(network, best.table, tuple(curves), f"epoch {best_epoch}")
+    return _Run(network, table, dense, sparse, schedules, random=np.random.default_rng(seed), curves=[])
 
 
-def _average(weights: Sequence[_Weights]) -> _Weights:
-    """The mean of several epochs' weights; counters, which are whole numbers, from the last."""
-    network = {
-        name: torch.stack([each.network[name] for each in weights]).mean(dim=0) if value.is_floating_point() else value
-        for name, value in weights[-1].network.items()
-    }
-    return _Weights(network, torch.stack([each.table for each in weights]).mean(dim=0))
+def _epoch(
+    training: _Run, train: Examples, rows: NDArray[np.int64], valid: Examples, tasks: Sequence[Task],
+    settings: TrainingSettings, *, epoch: int, advance: Callable[[], None],
+) -> float:  # fmt: skip
+    """One pass over the training rows; returns the mean score on `valid`."""
+    losses: dict[str, list[float]] = {task.name: [] for task in tasks}
+    training.network.train()
+    for index in batches_of_one_set(rows, train.sets[rows], rows_max=settings.batch_rows, random=training.random):
+        optimisers = (training.dense, training.sparse)
+        parts = _step(training.network, training.table, train, index, tasks, settings, training.random, optimisers=optimisers)
+        for schedule in training.schedules:
+            schedule.step()
+        for name, value in parts.items():
+            losses[name].append(value)
+        advance()
+    training.curves += [CurvePoint(epoch, "train", name, "loss", float(np.mean(each))) for name, each in losses.items() if each]
+    score = _evaluated(training.network, training.table, valid, tasks, epoch=epoch, curves=training.curves)
+    training.epochs_done = epoch
+    if epoch > settings.epochs - settings.averaged_epochs:
+        training.add_to_average()
+    return score
 
 
 def _progress() -> Progress:

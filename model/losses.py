@@ -19,10 +19,11 @@ _HUBER_DELTA = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A task's labels in a batch: values as in `dataset.Labels`, present float32 [B] of 0 and 1."""
+    """A task's labels in a batch: values as in `dataset.Labels`, present float32 [B] of 0 and 1, taught float32 [B, columns]."""
 
     values: Tensor
     present: Tensor
+    taught: Tensor | None = None
 
 
 def total_loss(
@@ -36,7 +37,7 @@ def total_loss(
         rows = target.present.sum()
         if rows == 0:
             continue
-        each = _row_losses(task, outputs[task.name], target.values, label_smoothing=label_smoothing)  # [B]
+        each = _row_losses(task, outputs[task.name], target, label_smoothing=label_smoothing)  # [B]
         # Between a mean over the batch, which starves tasks with few labels, and one over the labelled rows, which lets a
         # lone row shout.
         loss = (each * target.present).sum() / (rows * len(each)).sqrt()
@@ -45,16 +46,21 @@ def total_loss(
     return total, parts
 
 
-def _row_losses(task: Task, logits: Tensor, values: Tensor, *, label_smoothing: float) -> Tensor:
+def _row_losses(task: Task, logits: Tensor, target: Target, *, label_smoothing: float) -> Tensor:
+    values, taught = target.values, target.taught
+    share = 0.0 if taught is None else task.entry.teacher_share
     if task.entry.kind == "multi":
-        each = functional.binary_cross_entropy_with_logits(logits, values, reduction="none")  # [B, labels]
-        return each.sum(dim=1) * _MULTI_SCALE  # [B]
+        mixed = values if taught is None else torch.lerp(values, taught, share)  # [B, labels]
+        return functional.binary_cross_entropy_with_logits(logits, mixed, reduction="none").sum(dim=1) * _MULTI_SCALE  # [B]
     if task.entry.kind == "regression":
-        return functional.huber_loss(logits[:, 0], values, reduction="none", delta=_HUBER_DELTA)  # [B]
-    cross_entropy = functional.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)  # [B]
+        mixed = values if taught is None else torch.lerp(values, taught[:, 0], share)  # [B]
+        return functional.huber_loss(logits[:, 0], mixed, reduction="none", delta=_HUBER_DELTA)  # [B]
+    each = functional.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)  # [B]
     if task.entry.kind == "ordinal":
-        return cross_entropy + squared_earth_movers_distance(logits, values, groups=list(task.groups.values()))
-    return cross_entropy
+        each = each + squared_earth_movers_distance(logits, values, groups=list(task.groups.values()))
+    if taught is None:
+        return each
+    return torch.lerp(each, functional.cross_entropy(logits, taught, reduction="none"), share)  # [B]
 
 
 def squared_earth_movers_distance(logits: Tensor, values: Tensor, *, groups: Sequence[tuple[int, int]]) -> Tensor:

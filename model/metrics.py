@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 _CALIBRATION_BINS = 15
+_CHANCE_DRAWS = 20
 
 
 def single_label(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, macro-F1 over the labels that occur, top-5 accuracy and expected calibration error.
+    """Accuracy, macro-F1 over the labels that occur, top-5 accuracy, expected calibration error and what of it is chance.
 
     Args:
         probabilities: [rows, labels]; truth: [rows].
@@ -22,6 +23,7 @@ def single_label(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -
         "macro_f1": float(f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0)),
         "top_5": float((rank < 5).mean()),
         "ece": calibration_error(probabilities.max(axis=1), guess == truth),
+        "ece_by_chance": calibration_error_by_chance(probabilities.max(axis=1)),
     }
 
 
@@ -76,6 +78,13 @@ def in_bands(values: NDArray[np.floating], edges: Sequence[float]) -> NDArray[np
 def calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
     """Expected calibration error over bins of equal width. Source: Guo et al., arXiv:1706.04599."""
     return float(sum(share * abs(mean - hit) for share, mean, hit in reliability(confidence, right)))
+
+
+def calibration_error_by_chance(confidence: NDArray[np.floating]) -> float:
+    """The mean calibration error that these rows would show if every confidence were exactly right: few rows, much chance."""
+    random = np.random.default_rng(0)
+    draws = (random.random((_CHANCE_DRAWS, len(confidence))) < confidence[None, :]).astype(np.bool_)
+    return float(np.mean([calibration_error(confidence, right) for right in draws]))
 
 
 def reliability(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:

@@ -34,8 +34,8 @@ def write_report(bundle: Bundle, out: Path) -> None:
         f"<h1>{_escaped(manifest.label)}</h1>",
         f"<p>{len(manifest.tasks)} tasks, trained in {manifest.settings.get('training_seconds', 0):.0f} s with seed "
         f"{manifest.seed}; kept: {_escaped(str(manifest.settings.get('kept', '')))}. All figures are of the validation part.</p>",
-        "<h2>Tasks</h2>",
-        _table(evaluations),
+        "<h2>Tasks</h2><p>The baseline: TF-IDF with one LinearSVC a label (ridge for a number), same inputs, same rows.</p>",
+        _table(evaluations, manifest.settings.get("baseline", {})),
         "<h2>Learning curves</h2><p>The metric on the validation part after each epoch; epoch 0 is the linear start and "
         "the last point the average of the last epochs.</p>",
         *(_curve_figure(task, points) for task, points in _by_task(curves).items()),
@@ -62,14 +62,16 @@ def _escaped(text: str) -> str:
     return html.escape(text)
 
 
-def _table(evaluations: Iterable[dict[str, Any]]) -> str:
-    rows = ["<tr><th>task</th><th>kind</th><th>rows</th><th>metric</th><th>ours</th><th>majority</th><th>others</th></tr>"]
+def _table(evaluations: Iterable[dict[str, Any]], baseline: dict[str, dict[str, float]]) -> str:
+    titles = ("task", "kind", "rows", "metric", "ours", "baseline", "majority", "others")
+    rows = ["<tr>" + "".join(f"<th>{title}</th>" for title in titles) + "</tr>"]
     for each in evaluations:
         figures: dict[str, float] = dict(each["metrics"])
         majority = figures.pop("majority")
         first, value = next(iter(figures.items()))
         others = ", ".join(f"{name} {number:.3f}" for name, number in list(figures.items())[1:])
-        cells = [each["name"], each["kind"], each["rows"], first, f"{value:.3f}", f"{majority:.3f}", others]
+        linear = f"{baseline[each['name']][first]:.3f}" if each["name"] in baseline else ""
+        cells = [each["name"], each["kind"], each["rows"], first, f"{value:.3f}", linear, f"{majority:.3f}", others]
         rows.append("<tr>" + "".join(f"<td>{_escaped(str(cell))}</td>" for cell in cells) + "</tr>")
     return f"<table>{''.join(rows)}</table>"
 

@@ -68,6 +68,7 @@ class TaskEntry(_Part):
             are mostly noise.
         start_c, start_alpha: regularisation of its linear model, see linear_start.py; C of the SVM, alpha of the ridge.
         start_share: how much of the start's limited rank it may claim.
+        teacher_share: how much of the target is what linear models say that did not see the row; the rest is the label.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
@@ -85,6 +86,7 @@ class TaskEntry(_Part):
     start_c: float = Field(default=0.3, gt=0)
     start_alpha: float = Field(default=5.0, gt=0)
     start_share: float = Field(default=1.0, gt=0)
+    teacher_share: float = Field(default=0.0, ge=0, lt=1)
     top_k: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
@@ -116,6 +118,7 @@ class TrainingSettings(_Part):
     learning_rate: float = Field(default=2e-3, gt=0)
     table_learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
+    teacher_folds: int = Field(default=3, ge=2)
     token_dropout: float = Field(default=0.4, ge=0, lt=1)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from model.baseline import baseline
 from model.batches import Examples
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
 from model.calibrate import Calibration, calibrate
+from model.checkpoint import Checkpoints
 from model.dataset import DataError, Rows, build_vocabulary, labels_of, read_rows
 from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
 from model.export import ServingGraph, difference, export_graph, input_specs, output_specs, quantised
@@ -30,10 +33,12 @@ from model.fit import CurvePoint, Trained, fit, task_logits
 from model.linear_start import LinearModels, factored, importance, linear_models
 from model.network import Network, Shape
 from model.tasks import Task, TaskFile, resolve
+from model.teacher import folds_by_title
 
 CURVES, EVALUATION = "curves.csv", "evaluation.json"
 _GOLDEN_ROWS = 48
 _COMPARED_ROWS = 1000
+_SKIPPED_SHOWN_MAX = 20
 _DIFFERENCE_MAX = 1e-3
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn")
 
@@ -53,6 +58,7 @@ class Outcome:
     calibrations: dict[str, Calibration]
     train: Rows
     valid: Rows
+    baseline: dict[str, dict[str, float]]
 
     def specs(self) -> dict[str, TaskSpec]:
         return {task.name: task.spec(thresholds=self.calibrations[task.name].thresholds) for task in self.tasks}
@@ -66,6 +72,7 @@ def train_bundle(
     seed: int,
     epoch: int,
     limit: int | None = None,
+    skip_bad: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Trains on the `train` parts, chooses and calibrates on `valid`, and writes the bundle.
@@ -73,6 +80,7 @@ def train_bundle(
     Args:
         epoch: the model's epoch, which orders models for the store.
         limit: at most so many rows of each set and part.
+        skip_bad: rows and covers that cannot be used are counted and left out instead of raised.
         progress: told what happens, one line at a time.
 
     Raises:
@@ -80,7 +88,8 @@ def train_bundle(
         ExportError: ONNX Runtime does not give what torch gives.
     """
     started = time.monotonic()
-    outcome = train_graph(folders, task_file, seed=seed, limit=limit, progress=progress)
+    unfinished = out.parent / f".{out.name}.training"
+    outcome = train_graph(folders, task_file, seed=seed, limit=limit, skip_bad=skip_bad, unfinished=unfinished, progress=progress)
 
     def fill(folder: Path) -> Manifest:
         evaluations, apart, reference = _write_files(folder, outcome, task_file.features)
@@ -101,7 +110,9 @@ def train_bundle(
             seed=seed,
         )
 
-    return write_bundle(out, fill)
+    bundle = write_bundle(out, fill)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return bundle
 
 
 def train_graph(
@@ -110,22 +121,49 @@ def train_graph(
     *,
     seed: int,
     limit: int | None = None,
+    skip_bad: bool = False,
+    unfinished: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Everything up to the calibrated graph in torch; arguments and errors as of `train_bundle`."""
+    """Everything up to the calibrated graph in torch; arguments and errors as of `train_bundle`.
+
+    Args:
+        unfinished: a folder for what an interrupted training goes on from.
+    """
     torch.manual_seed(seed)
-    train = read_rows(folders, part="train", settings=task_file.features, limit=limit)
-    valid = read_rows(folders, part="valid", settings=task_file.features, limit=limit)
+    skipped: list[str] | None = [] if skip_bad else None
+    train, valid = (
+        read_rows(folders, part=part, settings=task_file.features, limit=limit, skipped=skipped) for part in ("train", "valid")
+    )
+    if skipped:
+        for line in skipped[:_SKIPPED_SHOWN_MAX]:
+            progress(f"left out: {line}")
+        progress(f"left out {len(skipped)} rows and covers in all")
     if not len(train) or not len(valid):
         raise DataError(f"expected rows in train and valid of {[folder.name for folder in folders]}, found none")
     by_set = train.by_set()
     tasks = [resolve(entry, by_set) for entry in task_file.task]
     progress(f"{len(train)} train rows, {len(valid)} valid rows, {len(tasks)} tasks")
-    vocabulary, models = _vocabulary(task_file, train, tasks, progress=progress)
+    checkpoints = None
+    if unfinished is not None:
+        data = {"data": [train.fingerprint, valid.fingerprint], "limit": limit, "features": task_file.features.model_dump()}
+        checkpoints = Checkpoints(unfinished, {**data, "versions": _versions(), "folds": task_file.training.teacher_folds})
+    vocabulary, models, compared = _vocabulary(task_file, train, valid, tasks, checkpoints=checkpoints, progress=progress)
     extractor = FeatureExtractor(task_file.features, vocabulary)
     examples, valid_examples = _examples(train, extractor, tasks), _examples(valid, extractor, tasks)
+    if models is not None:
+        examples = dataclasses.replace(examples, labels=models.labels)
     network, table = _initial(task_file, tasks, examples, vocabulary=vocabulary, models=models, seed=seed)
-    trained = fit(network, table, train=examples, valid=valid_examples, tasks=tasks, settings=task_file.training, seed=seed)
+    trained = fit(
+        network,
+        table,
+        train=examples,
+        valid=valid_examples,
+        tasks=tasks,
+        settings=task_file.training,
+        seed=seed,
+        checkpoints=None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed),
+    )
     progress(f"kept: {trained.chosen}; calibrating")
     served = _as_served(trained.table.numpy())
     logits = task_logits(trained.network, torch.from_numpy(served), valid_examples, tasks)
@@ -135,29 +173,36 @@ def train_graph(
     return Outcome(
         graph=ServingGraph(trained.network, served, tasks, calibrations),
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
+        baseline=compared,
     )  # fmt: skip
 
 
 def _vocabulary(
-    task_file: TaskFile, train: Rows, tasks: Sequence[Task], *, progress: Callable[[str], None]
-) -> tuple[Vocabulary, LinearModels | None]:
-    """The table's rows, and the linear models to start from.
+    task_file: TaskFile, train: Rows, valid: Rows, tasks: Sequence[Task], *,
+    checkpoints: Checkpoints | None, progress: Callable[[str], None],
+) -> tuple[Vocabulary, LinearModels | None, dict[str, dict[str, float]]]:  # fmt: skip
+    """The table's rows, the linear models to start from, and what those alone reach on `valid`.
 
     Where there are too many grams, those are kept that the linear models of all tasks lean on most.
     """
     settings, rows_max = task_file.features, task_file.training.table_rows
     if not task_file.training.linear_start:
-        return build_vocabulary(train.listings, settings, rows_max=rows_max), None
+        return build_vocabulary(train.listings, settings, rows_max=rows_max), None, {}
     every = build_vocabulary(train.listings, settings)
-    examples = _examples(train, FeatureExtractor(settings, every), tasks)
-    models = linear_models(tasks, examples.labels, examples.tokens, table_rows=every.rows, progress=progress)
+    extractor = FeatureExtractor(settings, every)
+    examples, unseen = _examples(train, extractor, tasks), _examples(valid, extractor, tasks)
+    folds = folds_by_title(train.listings, folds=task_file.training.teacher_folds)
+    models = linear_models(
+        tasks, examples.labels, examples.tokens, table_rows=every.rows, folds=folds, checkpoints=checkpoints, progress=progress
+    )
+    compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
     if every.rows <= rows_max:
-        return every, models
+        return every, models, compared
     moved = importance(models, tasks, examples.tokens)
     rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
     share = moved[rows].sum() / moved.sum()
     progress(f"kept {rows_max} of {every.rows} table rows, which make {share:.1%} of the linear models' decisions")
-    return every.kept(rows), models.kept(np.concatenate([[PAD_ID], rows]))
+    return every.kept(rows), models.kept(np.concatenate([[PAD_ID], rows])), compared
 
 
 def _examples(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Examples:
@@ -247,6 +292,7 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
             for name, each in outcome.calibrations.items()
         },
         "kept": outcome.trained.chosen,
+        "baseline": outcome.baseline,
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from model.bundle import Bundle
 from tests.build_engine.conftest import SHIPPED
 
 pytestmark = pytest.mark.integration
@@ -43,7 +44,9 @@ for capability in {COMPILED_FOR}:
     assert done.returncode == 0, done.stderr
     sizes = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()}
     assert tuple(sizes) == COMPILED_FOR
-    rows_bytes = 82_000 * 144 * (2 if precision == "fp16" else 4)
+    bundle = Bundle.load(SHIPPED)
+    numbers = bundle.extractor().vocabulary.rows * bundle.manifest.settings["training"]["table_width"]
+    rows_bytes = numbers * (2 if precision == "fp16" else 4)
     assert all(rows_bytes < size < rows_bytes * 1.4 for size in sizes.values()), sizes
 
 
@@ -76,9 +79,9 @@ def test_an_int8_table_without_its_rewriting_fails_with_what_tensorrt_logged(ten
 import onnx
 from build_engine.build import Options, compile_engine
 from build_engine.flavour import Gpu, find_flavour
-from build_engine.precision import _fix_tokens
+from build_engine.precision import _fix_dimensions
 model = onnx.load({str(SHIPPED / "model.onnx")!r})
-_fix_tokens(model.graph, 320)
+_fix_dimensions(model.graph, 320)
 compile_engine(find_flavour("tensorrt_rtx"), model.SerializeToString(), Options(), gpu=Gpu("8.9", "any"))
 """
     done = in_python(script, tensorrt_rtx)

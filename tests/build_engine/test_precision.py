@@ -74,10 +74,11 @@ def test_sensitive_parts_compute_in_fp32(fp16: onnx.ModelProto, types: dict[str,
     assert {types[output] for output in outputs} == {TensorProto.FLOAT}
 
 
-def test_no_weight_is_there_twice(fp16: onnx.ModelProto) -> None:
+def test_no_weight_is_there_twice(fp16: onnx.ModelProto, shipped: Bundle) -> None:
     large = [tensor.name for tensor in fp16.graph.initializer if np.prod(tensor.dims) > 100]
     assert len({name.removesuffix(".fp16") for name in large}) == len(large)
-    assert fp16.ByteSize() < 82_000 * 144 * 2 * 1.1
+    numbers = shipped.extractor().vocabulary.rows * shipped.manifest.settings["training"]["table_width"]
+    assert fp16.ByteSize() < numbers * 2 * 1.1
 
 
 def test_rows_are_the_int8_rows_by_their_scales(shipped: Bundle) -> None:

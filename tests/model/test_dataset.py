@@ -1,6 +1,7 @@
 """Reading data folders, and what is taken as a label."""
 
 import gzip
+import json
 import math
 import zipfile
 from pathlib import Path
@@ -150,3 +151,33 @@ def test_a_missing_or_broken_cover_is_named(tmp_path: Path) -> None:
     (shop / "covers.zip").unlink()
     with pytest.raises(DataError, match=r"covers\.zip: expected the covers as a zip file"):
         read(shop)
+
+
+def test_bad_lines_and_covers_can_be_left_out(tmp_path: Path) -> None:
+    """Each is told with its place; the good rows are all there, a row with a bad cover without it."""
+    shop = a_shop_folder(tmp_path, train=4)
+    path = shop / "train.jsonl.gz"
+    good = gzip.decompress(path.read_bytes()).splitlines()
+    bad = [b"{", b"[1]", b'{"listing_id": "x", "title": 7}', good[0], b"\xff"]
+    path.write_bytes(gzip.compress(b"\n".join([*bad[:2], *good, *bad[2:]]) + b"\n"))
+    with zipfile.ZipFile(shop / "covers.zip", "w") as archive:
+        archive.writestr("0.jpg", b"no image")
+    skipped: list[str] = []
+    rows = read_rows([shop], part="train", settings=SETTINGS, skipped=skipped)
+    assert [row.listing_id for row in rows.listings] == [json.loads(line)["listing_id"] for line in good]
+    assert (rows.cover_of == -1).all()
+    told = "\n".join(skipped)
+    for expected in (":1: not JSON", ":2: expected a JSON object", ":7: title:", ":8: listing_id:", ":9: not JSON", "0.jpg"):
+        assert expected in told
+    assert all(place not in told for place in (":3:", ":4:", ":5:", ":6:"))
+
+
+def test_the_rows_before_a_truncation_can_be_kept(tmp_path: Path) -> None:
+    """And the truncation is told."""
+    shop = a_shop_folder(tmp_path, train=2000)
+    path = shop / "train.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-300])
+    skipped: list[str] = []
+    rows = read_rows([shop], part="train", settings=SETTINGS, skipped=skipped)
+    assert 0 < len(rows) < 2000
+    assert any("expected gzipped text" in line for line in skipped)

@@ -291,9 +291,9 @@ SHIPPED = Path(__file__).parents[2] / "model" / "bundles" / "books"
 
 @pytest.mark.skipif(not SHIPPED.is_dir(), reason="no bundle is shipped yet")
 def test_the_shipped_bundle_is_whole_small_and_better_than_the_majority() -> None:
-    """At most 16 MB, torch and ONNX Runtime agreed on 1,000 rows, and each task beats the simplest guess."""
+    """At most 50 MB, torch and ONNX Runtime agreed on 1,000 rows, and each task beats the simplest guess."""
     bundle = Bundle.load(SHIPPED)
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) <= 16_000_000
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) <= 50_000_000
     assert bundle.manifest.settings["torch_difference"] < 1e-4
     for name, figures in bundle.manifest.metrics.items():
         if "mae" in figures:
@@ -303,3 +303,85 @@ def test_the_shipped_bundle_is_whole_small_and_better_than_the_majority() -> Non
     features, expected = bundle.golden()
     for name, values in zip(expected, open_session(bundle.graph_path, threads=1).run(None, features.as_feed()), strict=True):
         np.testing.assert_allclose(values, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    shop: Path, task_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its second epoch and started again, it does two more and ends where an undisturbed one does."""
+    from model import fit as fitting
+    from model.checkpoint import Checkpoints
+
+    task_file = load_task_file(task_path)
+    task_file = task_file.model_copy(update={"training": task_file.training.model_copy(update={"epochs": 4})})
+    undisturbed = train_graph([shop], task_file, seed=1)
+    save = Checkpoints.save
+    epochs: list[int] = []
+    epoch_of = fitting._epoch
+
+    def save_then_stop(self: Checkpoints, name: str, state: Any) -> None:
+        save(self, name, state)
+        if name == "fit" and state["epochs_done"] == 2:
+            raise KeyboardInterrupt
+
+    def counted(*args: Any, epoch: int, **more: Any) -> float:
+        epochs.append(epoch)
+        return epoch_of(*args, epoch=epoch, **more)
+
+    monkeypatch.setattr(Checkpoints, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(fitting, "_epoch", counted)
+    resumed = train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
+    assert epochs == [3, 4]
+    assert torch.equal(resumed.trained.table, undisturbed.trained.table)
+    assert resumed.trained.curves == undisturbed.trained.curves
+
+
+def test_one_cover_of_zeros_stands_for_a_batch_without_any(trained: Bundle) -> None:
+    """The graph spreads a single cover over the batch, and the outputs are those of a cover of zeros for each row."""
+    features, _ = trained.golden()
+    session = open_session(trained.graph_path, threads=1)
+    feed = features.as_feed() | {"cover": np.zeros_like(features.cover), "cover_present": np.zeros_like(features.cover_present)}
+    for one, other in zip(session.run(None, feed), session.run(None, feed | {"cover": feed["cover"][:1]}), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_study_compares_together_with_alone(shop: Path, task_path: Path, tmp_path: Path) -> None:
+    """Each task has a score from the common network and from its own, and one more pair with few labels."""
+    out = tmp_path / "study.jsonl"
+    arguments = ["--data", str(shop), "--tasks", str(task_path), "--out", str(out), "--seeds", "1", "--limit", "150"]
+    result = RUNNER.invoke(app, ["study", *arguments, "--scarce", "subject", "--share", "0.1"])
+    assert result.exit_code == 0, result.output
+    runs = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    names = ["subject", "themes", "publisher", "price_band", "page_count"]
+    assert [run["task"] for run in runs] == [*names, *names, "subject", "subject"]
+    assert [run["arrangement"] for run in runs] == [*["together"] * 5, *["alone"] * 5, "together", "alone"]
+    assert [run["share"] for run in runs] == [*[1.0] * 10, 0.1, 0.1]
+    assert len({run["parameters"] for run in runs[:5]}) == 1
+    assert "Δm with all labels" in result.output
+
+
+def test_a_task_with_fewer_columns_than_the_table_is_wide_can_be_trained(shop: Path, tmp_path: Path) -> None:
+    """A shop with one small task and the default width."""
+    path = tmp_path / "one.toml"
+    path.write_text(
+        "[training]\ntable_width = 40\nepochs = 2\n"
+        '[[task]]\nname = "subject"\nkind = "single"\nsets = ["shop"]\nfield = "category"\n',
+        encoding="utf-8",
+    )
+    outcome = train_graph([shop], load_task_file(path), seed=0)
+    assert outcome.trained.table.shape[1] == 40
+    assert outcome.trained.curves[-1].value > 0.9
+
+
+def test_batches_hold_rows_of_one_set_and_every_row_once() -> None:
+    """So that all rows of a batch have the labels of the same tasks."""
+    from model.batches import batches_of_one_set
+
+    sets = np.array([0, 1] * 50 + [1] * 30)
+    rows = np.arange(130)[5:]
+    batches = batches_of_one_set(rows, sets[rows], rows_max=16, random=np.random.default_rng(0))
+    assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
+    assert all(len(np.unique(sets[batch])) == 1 and len(batch) <= 16 for batch in batches)

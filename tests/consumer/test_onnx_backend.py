@@ -1,0 +1,73 @@
+"""ONNX Runtime's backend: rows of like length together, covers apart, answers in the order of the rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consumer.inference.onnx import ROWS_AT_ONCE, OnnxRuntimeBackend
+
+onnx = pytest.importorskip("onnx", reason="the train extra is not installed")
+
+
+def a_graph(path: Path, *, covers: str) -> Path:
+    """answer = sum of weights + present * mean of the cover; `covers` names the cover's first dimension."""
+    helper, types = onnx.helper, onnx.TensorProto
+    inputs = [
+        helper.make_tensor_value_info("token_ids", types.INT32, ["batch", "tokens"]),
+        helper.make_tensor_value_info("token_weights", types.FLOAT, ["batch", "tokens"]),
+        helper.make_tensor_value_info("cover", types.UINT8, [covers, 1, 2, 2]),
+        helper.make_tensor_value_info("cover_present", types.FLOAT, ["batch", 1]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["cover"], ["pixels"], to=types.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
+        helper.make_node("Mul", ["column", "cover_present"], ["seen"]),
+        helper.make_node("ReduceSum", ["token_weights", "one"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["sum", "seen"], ["answer"]),
+    ]
+    one = helper.make_tensor("one", types.INT64, [1], [1])
+    output = helper.make_tensor_value_info("answer", types.FLOAT, ["batch", 1])
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], [one])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def some_rows(count: int, *, with_cover: float) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    present = (random.random((count, 1)) < with_cover).astype(np.float32)
+    weights = random.random((count, 9)).astype(np.float32)
+    for row in range(count):
+        weights[row, random.integers(0, 10) :] = 0  # some have no token at all
+    covers = random.integers(0, 256, (count, 1, 2, 2)).astype(np.uint8) * present[:, :, None, None].astype(np.uint8)
+    return {"token_ids": (weights > 0).astype(np.int32), "token_weights": weights, "cover": covers, "cover_present": present}
+
+
+@pytest.mark.parametrize("covers", ["covers", "batch"])
+@pytest.mark.parametrize("count", [1, 7, ROWS_AT_ONCE * 3 + 5])
+@pytest.mark.parametrize("with_cover", [0.0, 0.3, 1.0])
+def test_each_row_gets_its_own_answer(tmp_path: Path, covers: str, count: int, with_cover: float) -> None:
+    """In the order of the rows, whatever is grouped, and with a graph whose covers are not apart as well."""
+    rows = some_rows(count, with_cover=with_cover)
+    backend = OnnxRuntimeBackend(a_graph(tmp_path / "graph.onnx", covers=covers), threads=1)
+    expected = rows["token_weights"].sum(axis=1) + rows["cover"].reshape(count, -1).mean(axis=1)
+    np.testing.assert_allclose(backend.infer(rows)["answer"][:, 0], expected, rtol=1e-5)
+
+
+def test_covers_that_are_not_there_are_not_computed(tmp_path: Path) -> None:
+    """Rows without a cover share a single one of zeros in each pass."""
+    rows = some_rows(200, with_cover=0.25)
+    backend = OnnxRuntimeBackend(a_graph(tmp_path / "graph.onnx", covers="covers"), threads=1)
+    run, seen = backend._session.run, 0
+
+    def counted(names: list[str], feed: dict[str, Any]) -> Any:
+        nonlocal seen
+        seen += len(feed["cover"])
+        return run(names, feed)
+
+    backend._session.run = counted
+    backend.infer(rows)
+    with_cover = int(rows["cover_present"].sum())
+    assert seen == with_cover + -(-(200 - with_cover) // ROWS_AT_ONCE)
