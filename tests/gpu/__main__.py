@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +57,26 @@ def main() -> int:
     if arguments.out is None or not set(chosen) <= set(known):
         _say(f"expected --out, and in --only some of: {', '.join(known)}")
         return 2
-    outcomes = _run(arguments, chosen)
-    kept = {name: outcomes.get(name) or former for name, former in _former(arguments.out, known).items()}
-    found = report.document(kept, _about())
-    arguments.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    about, outcomes = _about(), _former(arguments.out, known)
+    found, failed = report.document(outcomes, about), False
+    for name, outcome in _run(arguments, chosen):
+        outcomes[name], failed = outcome, failed or outcome.status == "failed"
+        found = report.document(outcomes, about)
+        # After each step: whoever ends the command keeps what it found until then.
+        arguments.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(report.table(found))
-    return 1 if any(outcome.status == "failed" for outcome in outcomes.values()) else 0
+    return 1 if failed else 0
 
 
-def _run(arguments: argparse.Namespace, chosen: list[str]) -> dict[str, Outcome]:
+def _run(arguments: argparse.Namespace, chosen: list[str]) -> Iterator[tuple[str, Outcome]]:
     places = Places(arguments.work.resolve())
     places.engines.mkdir(parents=True, exist_ok=True)
-    outcomes = {}
     if plan.INSTALL in chosen and arguments.wheels is not None:
         with noted(_say, plan.INSTALL) as outcome:
             outcome.figures = install(arguments.wheels, places)
-        outcomes[plan.INSTALL] = outcome
+        yield plan.INSTALL, outcome
     steps = [step for step in plan.steps(arguments, places) if step.name in chosen]
-    return outcomes | run_steps(steps, environment(places), _say)
+    yield from run_steps(steps, environment(places), _say)
 
 
 def _former(out: Path, known: list[str]) -> dict[str, Outcome]:

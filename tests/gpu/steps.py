@@ -72,14 +72,12 @@ def noted(say: Callable[[str], None], name: str) -> Iterator[Outcome]:
     say(f"{name}: {outcome.status} after {outcome.seconds:.1f} s" + (f": {outcome.reason}" if outcome.reason else ""))
 
 
-def run_steps(steps: Sequence[Step], env: Mapping[str, str], say: Callable[[str], None]) -> dict[str, Outcome]:
-    """Every step, one after the other, by name."""
-    outcomes = {}
+def run_steps(steps: Sequence[Step], env: Mapping[str, str], say: Callable[[str], None]) -> Iterator[tuple[str, Outcome]]:
+    """Every step, one after the other, with its name."""
     for step in steps:
         with noted(say, step.name) as outcome:
             _run(step, env, outcome)
-        outcomes[step.name] = outcome
-    return outcomes
+        yield step.name, outcome
 
 
 def _run(step: Step, env: Mapping[str, str], outcome: Outcome) -> None:

@@ -1,13 +1,18 @@
 """The command that wants a GPU, from end to end on the software CUDA driver: whether it works, never how fast."""
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.gpu import __main__ as command
 from tests.gpu.report import SOFTWARE, UNKNOWN
+from tests.gpu.steps import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--batch", "1,16,16", "--seconds", "0.01", "--listings", "60", "--with-covers", "20", "--swaps", "4", "--per-s", "20"]
@@ -19,8 +24,8 @@ STEPS += ["pipeline", "pipeline with covers", "swaps"]
 def run(folder: Path, env: Mapping[str, str], *more: str, seconds_max: float = 500) -> tuple[int, dict[str, Any], str]:
     """Exit code, JSON and table."""
     out = folder / "results.json"
-    command = [sys.executable, "-m", "tests.gpu", "--out", str(out), "--work", str(folder / "work"), *SMALL, *more]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=seconds_max)
+    argv = [sys.executable, "-m", "tests.gpu", "--out", str(out), "--work", str(folder / "work"), *SMALL, *more]
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, timeout=seconds_max)
     assert out.exists(), done.stderr
     return done.returncode, json.loads(out.read_text(encoding="utf-8")), done.stdout
 
@@ -67,9 +72,24 @@ def test_without_a_gpu_every_step_is_tried_and_says_what_it_misses(tmp_path: Pat
     assert code == 1
 
 
+def test_what_was_found_is_written_after_each_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever ends the command, because a machine is lent for minutes, keeps it."""
+    out = tmp_path / "results.json"
+
+    def interrupted(arguments: argparse.Namespace, chosen: list[str]) -> Iterator[tuple[str, Outcome]]:
+        yield "facts", Outcome("failed", "a reason")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    assert json.loads(out.read_text(encoding="utf-8"))["steps"]["facts"]["reason"] == "a reason"
+
+
 def test_a_step_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.gpu", "--out", str(tmp_path / "out"), "--only", "fly"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    argv = [sys.executable, "-m", "tests.gpu", "--out", str(tmp_path / "out"), "--only", "fly"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "verify fp16" in done.stderr
 

@@ -19,7 +19,7 @@ def a_step(code: str, *, name: str = "one", seconds_max: float = 60) -> Step:
 
 def run(*steps: Step) -> tuple[dict[str, Outcome], list[str]]:
     said: list[str] = []
-    return run_steps(steps, os.environ, said.append), said
+    return dict(run_steps(steps, os.environ, said.append)), said
 
 
 @pytest.mark.parametrize(
