@@ -113,7 +113,6 @@ class ModelSettings(_Section):
     `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
     `engine_cache` holds TensorRT engines; None is the folder that `build_engine` takes, too. Where it has none for this bundle
     and GPU, one is built for up to `engine_build_seconds`; 0 builds none.
-    `pointer`: a file that names the bundle in place of `bundle`, and may change while the service runs (`consumer/serving.py`).
     """
 
     bundle: Path = Field(default_factory=_shipped_bundle)
