@@ -75,7 +75,7 @@ class RunningPeer:
         arguments: Sequence[str] = peer.arguments
         if peer.name == "bytewax":  # positions survive in its own store, not in Kafka
             self._prepare_recovery(python, home)
-            arguments = (*arguments, "-r", str(home / "recovery"), "-s", f"{plan.commit_ms / 1000:g}", "-b", "0")
+            arguments = (*arguments, "-r", str(home / "recovery"), "-s", "1", "-b", "0")  # whole seconds: the least
         self._process = subprocess.Popen(
             [str(python), *arguments],
             cwd=ROOT,

@@ -146,10 +146,11 @@ def predictions(
             inside = np.zeros_like(scores)
             inside[group[0] : group[1]] = scores[group[0] : group[1]]
             scores = inside / inside.sum()
-        order = np.argsort(-scores, kind="stable")
         if task.kind == "multi":
+            order = np.argsort(-scores.round(4), kind="stable")  # of labels that are given as equal the earlier first
             best = [label for label in order if scores[label] >= task.thresholds[label]]
         else:
+            order = np.argsort(-scores, kind="stable")
             best = [label for label in order[: task.top_k] if scores[label] > 0]
         labels = [{"label": task.labels[label], "confidence": round(float(scores[label]), 4)} for label in best]
         found[task.name] = {"labels": labels, "value": None, "low": None, "high": None}
