@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.benchmarks.peers.job import Plan
 from tests.infrastructure.commands import Stopwatch, run
 from tests.infrastructure.paths import cache_folder
+from tests.journey.running import cpu_seconds, memory_mb
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCK = ROOT / "requirements" / "peers.txt"
@@ -110,10 +111,8 @@ class RunningPeer:
 
     def cpu_seconds(self) -> float:
         """User and system time so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self._process.pid)
 
     def memory_mb(self) -> float:
         """Resident memory now."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+        return memory_mb(self._process.pid)
