@@ -46,10 +46,11 @@ _PRODUCER_DEFAULTS = {
 class ExactlyOnce:
     """Outputs and consumer offsets in one transaction: readers of committed data see both or neither (KIP-98, KIP-447).
 
-    `transactional.id` is new with each producer. What fences a replaced process is the group's generation, which travels with
+    `transactional.id` is new with each process. What fences a replaced process is the group's generation, which travels with
     the offsets, so replicas need no stable names. A producer that is fenced nevertheless had a transaction open for longer than
     its time-out, while the broker was away: it is replaced by another, as is one that a call is stuck in, or that does not find
-    its coordinator again. Whether a commit in doubt happened the group knows then: offsets of an open transaction it keeps back.
+    its coordinator again. The next one has its id, so the broker ends what was open before it lets it begin, instead of hiding
+    what follows from readers until that times out. Whether a commit in doubt happened the group knows then.
     """
 
     def __init__(self, settings: KafkaSettings, *, source: KafkaSource, statistics: Mapping[str, Any] | None = None) -> None:
@@ -60,6 +61,7 @@ class ExactlyOnce:
         self._committing = False
         self._unusable = False
         self._silent_since_s: float | None = None
+        self._transactional_id = f"{settings.transactional_id_prefix}-{uuid.uuid4()}"
         self._producer = self._new_producer()
 
     def send(self, outputs: Iterable[OutputRecord]) -> None:
@@ -114,7 +116,7 @@ class ExactlyOnce:
                 self._ask_or_replace("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
             except TransactionAborted as error:
                 log.warning("aborted_by_the_broker", reason=str(error))
-        if self._unusable:  # unless it was committed, the broker dropped what it had open, or will when it times out
+        if self._unusable:
             self._producer = self._new_producer()
             self._unusable, self._silent_since_s = False, None
         self._open = self._committing = False
@@ -131,7 +133,7 @@ class ExactlyOnce:
 
     def _send_offsets(self, offsets: list[TopicPartition], metadata: object) -> None:
         """On a thread of its own: the client may ignore the time-out and wait for ever, most often after the group's coordinator
-        was restarted. What was in the abandoned transaction is never committed; the broker drops it when it times out.
+        was restarted. What was in the abandoned transaction is never committed; the next producer's beginning ends it.
 
         Raises:
             KafkaException, or TransactionAborted when the call did not come back.
@@ -162,7 +164,7 @@ class ExactlyOnce:
                 **_PRODUCER_DEFAULTS,
                 **self._statistics,
                 **client_settings(self._settings),
-                "transactional.id": f"{self._settings.transactional_id_prefix}-{uuid.uuid4()}",
+                "transactional.id": self._transactional_id,
                 "logger": CLIENT_LOG,
             }
         )

@@ -248,10 +248,11 @@ def test_a_commit_in_doubt_for_too_long_is_a_question_to_the_group(calls: list[s
 
 @pytest.mark.parametrize("name", ["offsets", "abort"])
 def test_a_producer_that_is_silent_for_too_long_is_replaced(calls: list[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Before its commit nothing is in doubt: what it had open the broker drops when it times out."""
+    """Before its commit nothing is in doubt: the broker drops what it had open when the next one begins, which has its id."""
     away = fails(KafkaError._TIMED_OUT, retriable=True)
     ScriptedProducer.script[name] = [away, away]
     one = open_delivery()
+    transactional_id = ScriptedProducer.settings["transactional.id"]
     one.send([RECORD])
     ask = one.abort if name == "abort" else lambda: one.commit(POSITIONS)
     with pytest.raises(DependencyUnavailable):
@@ -262,6 +263,7 @@ def test_a_producer_that_is_silent_for_too_long_is_replaced(calls: list[str], mo
             ask()
     assert one.abort() is False
     assert calls[-3:] == [name, "new", "init"]
+    assert ScriptedProducer.settings["transactional.id"] == transactional_id
 
 
 def test_silence_is_counted_from_the_last_answer(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

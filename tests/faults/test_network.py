@@ -58,7 +58,7 @@ def test_a_member_cut_off_from_kafka_changes_nothing_any_more(surroundings: Surr
             return isolated(sockets, list(wires), command)
 
         # Its transaction outlives the cut: what refuses it must be the generation, not the transaction's time-out.
-        patient = QUICK.replace('"transaction.timeout.ms": 5000', f'"transaction.timeout.ms": {int(CUT_S * 3000)}')
+        patient = QUICK.replace('"transaction.timeout.ms": 5000', f'"transaction.timeout.ms": {int(CUT_S + 20) * 1000}')
         zombie = stack.enter_context(Replica(surroundings, around=around, KAFKA__PROPERTIES=patient))
         zombie.wait_assigned()
         goes_on(surroundings, zombie, time.monotonic(), "start")
@@ -116,6 +116,7 @@ def test_at_least_once_doubles_what_lies_between_two_commits_and_loses_nothing(s
             service.kill()
     offsets = {(one.partition, one.offset) for one in read_topic(servers, topics.input)}
     with Replica(surroundings, **at_least_once) as last:
+        last.wait_assigned()
         wait_until(lambda: {one.source for one in read_topic(servers, topics.output)} == offsets, "every offset is answered")
         assert last.terminate() == 0
     times = Counter(answer.source for answer in read_topic(servers, topics.output))

@@ -3,12 +3,16 @@
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import Producer
 
-from consumer.records import Enriched, Tombstone
+from consumer.delivery import ExactlyOnce
+from consumer.kafka import KafkaSource
+from consumer.records import Enriched, OutputRecord, Tombstone
+from consumer.settings import KafkaSettings
+from tests.infrastructure.topics import Topics
 from tests.journey.publishing import delete, publish
 from tests.journey.running import RunningService, Surroundings, decode_enriched, read_topic, wait_for_answers, wait_until
 
@@ -121,3 +125,21 @@ def test_aborted_input_is_not_enriched_and_aborted_output_is_invisible(surroundi
     assert dead == []
     everything = read_topic(surroundings.bootstrap_servers, surroundings.topics.output, isolation="read_uncommitted")
     assert b"never" in [record.key for record in everything]
+
+
+def test_a_producer_that_replaces_another_ends_what_that_had_open(bootstrap_servers: str, topics: Any) -> None:
+    """Readers of committed data are not kept waiting for the transaction's time-out, which is a minute here."""
+    created: Topics = topics(partitions=1)
+    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, properties={"transaction.timeout.ms": 60_000})
+    delivery = ExactlyOnce(settings, source=cast("KafkaSource", None))
+    delivery.send([OutputRecord(created.output, b"dropped", b"", ())])
+    assert delivery._producer.flush(10) == 0
+    after = Producer({"bootstrap.servers": bootstrap_servers})
+    after.produce(created.output, b"", b"after")
+    assert after.flush(10) == 0
+    assert read_topic(bootstrap_servers, created.output) == [], "nothing was open: nothing is tested"
+    delivery._unusable = True
+    assert delivery.abort() is False
+    wait_until(lambda: len(read_topic(bootstrap_servers, created.output)) > 0, "the reader goes on", deadline_s=20)
+    assert [one.key for one in read_topic(bootstrap_servers, created.output)] == [b"after"]
+    delivery.close()
