@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 Partition = tuple[str, int]
 
 RECALL_TIMEOUT_S = 10.0
+BEGIN_TIMEOUT_S = 1.0  # how long the other partitions wait for one that does not know yet where to begin
 
 _REFUSALS = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -141,8 +142,43 @@ class KafkaSource:
         found, self._early = self._early, [message for message in self._early if message.error() is None]
         for message in found:
             self._raise_error(message)
+        self._begin_where_the_group_is()
         messages, self._early = self._early, []
         return [self._record(message) for message in messages]
+
+    def _begin_where_the_group_is(self) -> None:
+        """Checks where a partition that is new here begins, and sends it there if it began elsewhere.
+
+        The client asks the group, too. But while a killed member's transaction is open there is no answer (KIP-447), and if
+        partitions are assigned meanwhile librdkafka (2.16, `rd_kafka_assignment_apply_offsets`) takes that for "nothing was ever
+        committed" and begins by `auto.offset.reset`: it would answer the whole partition again.
+        """
+        begun: dict[Partition, int] = {}
+        for message in self._early:
+            topic, number, offset = position_of(message)
+            if (topic, number) not in self._resume_at:
+                begun.setdefault((topic, number), offset)
+        committed = self._committed_offsets(begun) if begun else {}
+        for partition, offset in begun.items():
+            place = committed.get(partition, offset)
+            if place < 0:  # nothing was ever committed
+                place = offset
+            if place != offset or partition not in committed:  # unknown: it comes again, and is asked about again
+                self._call(partial(self._consumer.seek, TopicPartition(*partition, place)))
+                self._early = [one for one in self._early if (one.topic(), one.partition()) != partition]
+            if place != offset:
+                log.warning("began_elsewhere", partition=partition[1], began=offset, committed=place)
+            if partition in committed:
+                self._resume_at[partition] = place
+
+    def _committed_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """What the group committed, negative where it never did; without those that it does not tell now."""
+        asked = [TopicPartition(*partition) for partition in partitions]
+        try:
+            told = self._call(lambda: self._consumer.committed(asked, BEGIN_TIMEOUT_S))
+        except DependencyUnavailable:
+            return {}
+        return {(one.topic, one.partition): one.offset for one in told if one.error is None}
 
     def keep_alive(self) -> None:
         """Stays in the group while work is stuck: polls with all partitions paused, so that no record comes.
@@ -216,12 +252,9 @@ class KafkaSource:
         """Leaves the group."""
         self._consumer.close()
 
-    def _record(self, message: Message) -> InputRecord:
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
-        assert topic is not None
-        assert partition is not None
-        assert offset is not None
-        self._resume_at.setdefault((topic, partition), offset)
+    @staticmethod
+    def _record(message: Message) -> InputRecord:
+        topic, partition, offset = position_of(message)
         return InputRecord(
             topic,
             partition,
@@ -283,6 +316,15 @@ class KafkaSource:
 def topic_partitions(positions: Mapping[Partition, int]) -> list[TopicPartition]:
     """Offsets to resume at, as the client wants them."""
     return [TopicPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+
+
+def position_of(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset of a record that was read."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return topic, partition, offset
 
 
 def headers_of(message: Message) -> Headers:

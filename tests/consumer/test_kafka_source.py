@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ class FakeConsumer:
         self.script: deque[Step] = deque()
         self.seeks: list[tuple[int, int]] = []
         self.group: dict[int, int] = {}
+        self.untold: set[int] = set()  # partitions of which the group does not tell now
 
     def subscribe(self, _: list[str], **callbacks: Callable[..., None]) -> None:
         self.callbacks = callbacks
@@ -80,8 +82,17 @@ class FakeConsumer:
                 step()
         return found
 
-    def committed(self, partitions: list[TopicPartition], _: float) -> list[TopicPartition]:
-        return [TopicPartition(one.topic, one.partition, self.group[one.partition]) for one in partitions]
+    def committed(self, partitions: list[TopicPartition], _: float) -> list[Any]:
+        unstable = KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT)
+        return [
+            SimpleNamespace(
+                topic=one.topic,
+                partition=one.partition,
+                offset=self.group.get(one.partition, OFFSET_INVALID),
+                error=unstable if one.partition in self.untold else None,
+            )
+            for one in partitions
+        ]
 
     def pause(self, _: list[TopicPartition]) -> None: ...
     def resume(self, _: list[TopicPartition]) -> None: ...
@@ -177,3 +188,61 @@ def test_what_came_while_paused_is_handed_over_first(source: KafkaSource) -> Non
     client_of(source).script.append(FakeMessage(6))
     assert offsets(source) == [(0, 5), (0, 6)]
     assert offsets(source) == []
+
+
+def test_a_partition_that_began_elsewhere_is_sent_to_where_the_group_is(source: KafkaSource) -> None:
+    """The client may begin at the first record although offsets were committed; others are handed over meanwhile."""
+    client = client_of(source)
+    client.group = {0: 8, 1: 7}
+    client.script.extend([FakeMessage(0), FakeMessage(7, partition=1), FakeMessage(1)])
+    assert offsets(source) == [(1, 7)]
+    assert client.seeks == [(0, 8)]
+    client.script.extend([FakeMessage(9), FakeMessage(10)])  # 8 is a transaction's marker
+    assert offsets(source) == [(0, 9), (0, 10)]
+    assert client.seeks == [(0, 8)], "asked once"
+    source.rewind()
+    assert client.seeks[1:] == [(0, 8), (1, 7)]
+
+
+@pytest.mark.parametrize("how", ["that partition", "all"])
+def test_a_partition_waits_while_the_group_does_not_tell_where_it_is(
+    source: KafkaSource, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A killed member's transaction is still open: its records come again until the group tells."""
+    client = client_of(source)
+    client.group = {0: 8, 1: 7}
+    client.script.append(FakeMessage(7, partition=1))
+    assert offsets(source) == [(1, 7)]
+    if how == "all":
+        monkeypatch.setattr(client, "committed", raises(KafkaException(KafkaError(KafkaError._TIMED_OUT))))
+    client.untold = {0}
+    client.script.extend([FakeMessage(0), FakeMessage(8, partition=1)])
+    assert offsets(source) == [(1, 8)]
+    assert client.seeks == [(0, 0)]
+    monkeypatch.undo()
+    client.untold = set()
+    client.script.append(FakeMessage(0))
+    assert offsets(source) == []
+    client.script.append(FakeMessage(8))
+    assert offsets(source) == [(0, 8)]
+    assert client.seeks == [(0, 0), (0, 8)]
+
+
+def test_a_begin_that_could_not_be_checked_loses_nothing(source: KafkaSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seek fails: what was read is kept, and checked again."""
+    client = client_of(source)
+    client.group = {0: 8}
+    client.script.extend([FakeMessage(0), FakeMessage(7, partition=1)])
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "seek", raises(KafkaException(KafkaError(KafkaError._STATE))))
+        with pytest.raises(DependencyUnavailable):
+            offsets(source)
+    assert offsets(source) == [(1, 7)]
+    assert client.seeks == [(0, 8)]
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def call(*_: object) -> Any:
+        raise error
+
+    return call

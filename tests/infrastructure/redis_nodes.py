@@ -92,7 +92,9 @@ class RedisCluster:
         self.authority = certificates.authority if certificates is not None else None
         options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-announce-ip", HOST]
         options += ["--tls-cluster", "yes", "--tls-replication", "yes"] if tls else []
-        self.nodes = [new_node(choice, *options, certificates=certificates) for _ in range(PRIMARIES + 1)]
+        # By default 10,000 above the node's: a port that the kernel may have handed to an outgoing connection.
+        self._bus = [free_port() for _ in range(PRIMARIES + 1)]
+        self.nodes = [new_node(choice, *options, "--cluster-port", str(port), certificates=certificates) for port in self._bus]
         scheme = "rediss+cluster" if tls else "redis+cluster"
         self.url = f"{scheme}://" + ",".join(node.address for node in self.nodes)
         try:
@@ -188,8 +190,8 @@ class RedisCluster:
 
     def _join(self) -> None:
         first, share = self.nodes[0], SLOTS // PRIMARIES + 1
-        for node in self.nodes[1:]:
-            self.ask(first, "CLUSTER MEET", HOST, node.address.rpartition(":")[2])
+        for node, bus in zip(self.nodes[1:], self._bus[1:], strict=True):
+            self.ask(first, "CLUSTER MEET", HOST, node.address.rpartition(":")[2], bus)
         for number, node in enumerate(self.nodes[:PRIMARIES]):
             self.ask(node, "CLUSTER ADDSLOTS", *range(number * share, min(SLOTS, (number + 1) * share)))
         self.wait_until_whole()

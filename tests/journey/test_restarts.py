@@ -2,11 +2,12 @@
 
 import threading
 import time
+import uuid
 from collections import Counter
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from consumer.delivery import ExactlyOnce
 from consumer.kafka import KafkaSource
@@ -143,3 +144,47 @@ def test_a_producer_that_replaces_another_ends_what_that_had_open(bootstrap_serv
     wait_until(lambda: len(read_topic(bootstrap_servers, created.output)) > 0, "the reader goes on", deadline_s=20)
     assert [one.key for one in read_topic(bootstrap_servers, created.output)] == [b"after"]
     delivery.close()
+
+
+def test_a_partition_does_not_begin_anew_while_a_dead_member_s_transaction_is_open(bootstrap_servers: str, topics: Any) -> None:
+    """The group cannot tell its offset then, and a rebalance meanwhile makes librdkafka begin at the first record."""
+    topic, group = topics(partitions=2).input, f"begin-{uuid.uuid4().hex[:10]}"
+    producer = Producer({"bootstrap.servers": bootstrap_servers})
+    for number in range(40):
+        producer.produce(topic, str(number), partition=number % 2)
+    assert producer.flush(10) == 0
+    dead = Producer({"bootstrap.servers": bootstrap_servers, "transactional.id": group, "transaction.timeout.ms": 60_000})
+    dead.init_transactions(10)
+    stranger = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group})  # whose offsets the broker lets pass
+    places = [TopicPartition(topic, 0, 10), TopicPartition(topic, 1, 12)]
+    for partitions in (places, places[:1]):
+        dead.begin_transaction()
+        dead.send_offsets_to_transaction(partitions, stranger.consumer_group_metadata(), 10)
+        if partitions is places:
+            dead.commit_transaction(10)
+    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, input_topic=topic, group_id=group)
+    source = KafkaSource(settings, before_revoked=_nothing, after_lost=_nothing, on_rebalance=_nothing)
+    client = source._consumer
+    client.unsubscribe()  # the test assigns instead of the group
+    begun: dict[int, int] = {}
+
+    def read() -> bool:
+        for record in source.poll(records_max=100, idle_s=0.1, linger_s=0.0):
+            begun.setdefault(record.partition, record.offset)
+        return 0 in begun
+
+    client.incremental_assign([TopicPartition(topic, 0)])
+    read()
+    client.incremental_assign([TopicPartition(topic, 1)])
+    wait_until(lambda: read() or 1 in begun, "one begins")
+    read()
+    read()
+    assert begun == {1: 12}, "the one waits, the other does not"
+    dead.abort_transaction(10)
+    wait_until(read, "the group tells where the partition is", deadline_s=20)
+    assert begun == {0: 10, 1: 12}
+    source.close()
+    stranger.close()
+
+
+def _nothing(*_: object) -> None: ...
