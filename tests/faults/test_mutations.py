@@ -59,6 +59,7 @@ def test_without_the_drain_begun_answers_are_thrown_away(surroundings: Surroundi
     with Replica(surroundings, mutation="no_drain", DELIVERY__TRANSACTION_MS="1500") as mutant:
         mutant.wait_assigned()
         goes_on(surroundings, mutant, time.monotonic(), "start")
+        time.sleep(0.7)  # in the middle of the next transaction
         assert mutant.terminate() == 0
     load.stop()
     assert aborted_answers(surroundings) > 0

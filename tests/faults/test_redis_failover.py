@@ -58,6 +58,7 @@ def test_a_primary_that_dies_is_replaced_by_its_replica(
             goes_on(on_cluster, service, killed_s + took_s, f"a primary killed, its replica there {took_s:.1f} s later")
             victim.start()
             redis_cluster.wait_until_whole()
+            redis_cluster.wait_until_followed()  # by the one that was killed, which is next to take over
         assert "waiting_for_dependency" in service.log()
         prove(on_cluster, load, "a primary of the cluster killed")
         assert service.terminate() == 0

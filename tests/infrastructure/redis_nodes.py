@@ -196,8 +196,13 @@ class RedisCluster:
             self.ask(node, "CLUSTER ADDSLOTS", *range(number * share, min(SLOTS, (number + 1) * share)))
         self.wait_until_whole()
         self.ask(self.nodes[-1], "CLUSTER REPLICATE", self.node_id(first))
+        self.wait_until_followed()
+
+    def wait_until_followed(self) -> None:
+        """Returns when the first primary or its replica, whichever follows now, has the other's data. Raises: ServerError."""
         deadline_s = time.monotonic() + _READY_S
-        while b"master_link_status:up" not in _bytes(self.ask(self.nodes[-1], "INFO replication")):
+        pair = self.nodes[0], self.nodes[-1]
+        while not any(b"master_link_status:up" in _bytes(self.ask(node, "INFO replication")) for node in pair):
             if time.monotonic() > deadline_s:
                 raise ServerError("the replica did not follow its primary")
             time.sleep(0.1)
