@@ -71,13 +71,13 @@ def _mean(metric: str, by: str) -> str:
 # fmt: off
 ROWS = {
     "Is it well?": [
-        _now("Alerts", "none", "That ring now.",
+        _now("Alerts", "none", "That ring now, of the rules in alerts.yml; 0 also where Prometheus was not given them.",
              'count(ALERTS{alertname=~"Enricher.+",alertstate="firing",job=~"$job"}) or vector(0)', {1: "red"}),
         _now("Replicas", "none", "That tell what they do.",
              "count(<enricher_build_info>) or vector(0)", {0: "red", 1: "green"}),
         _now("Records", "recps", "A second, of all replicas.",
              "sum(rate(<enricher_records_total>[$__rate_interval]))", {}),
-        _now("Lag", "short", "Records after the last commit.",
+        _now("Lag", "short", "Records after the last commit, counted at each commit: it stands still while none is done.",
              "sum(max by (partition) (<enricher_lag_records>))", {1_000: "orange", 100_000: "red"}),
         _now("Latency, p99", "s", "From a record's timestamp to its commit.",
              _quantile(0.99, "enricher_latency_seconds"), {5: "orange", 60: "red"}),
@@ -90,9 +90,10 @@ ROWS = {
              "sum(ceil(increase(<enricher_dependency_waits_total>[5m])))", {1: "orange", 20: "red"}),
         Panel("Records by outcome", "recps", "A second, over all replicas.",
               {"{{outcome}}": _rate("enricher_records_total", "outcome")},
-              colors={"predicted": "green", "reused": "blue", "superseded": "purple", "deleted": "yellow", "dead_letter": "red"},
+              colors={"predicted": "green", "reused": "blue", "superseded": "purple", "deleted": "yellow",
+                      "dead_letter": "red"},
               stacked=True),
-        Panel("Lag by partition", "short", "Records after the last commit.",
+        Panel("Lag by partition", "short", "Records after the last commit, counted at each commit.",
               {"partition {{partition}}": "max by (partition) (<enricher_lag_records>)"}),
         Panel("From a record's timestamp to its commit", "s", "Of the oldest record of each transaction.",
               {"median": _quantile(0.5, "enricher_latency_seconds"), "p99": _quantile(0.99, "enricher_latency_seconds")},
@@ -151,8 +152,9 @@ ROWS = {
     ],
     "What runs": [
         Panel("Replicas by what runs in them", "none",
-              "More than one of a kind only while a rollout lasts; fallback: on another backend than the one that was asked for.",
-              {"{{name}}@{{version}} {{epoch}} {{backend}}": "count by (name, version, epoch, backend) (<enricher_model_info>)",
+              "More than one of a kind only while a rollout lasts; fallback: another backend than the one asked for.",
+              {"{{name}}@{{version}}/{{epoch}} on {{backend}}":
+                   "count by (name, version, epoch, backend) (<enricher_model_info>)",
                "bundle {{sha256}} {{engine}}": "count by (sha256, engine) (<enricher_bundle_info>)",
                "service {{version}}, Python {{python}}": "count by (version, python) (<enricher_build_info>)",
                "fallback": "sum(<enricher_backend_fallback>)"},
@@ -173,7 +175,7 @@ ROWS = {
                "p99": _quantile(0.99, "enricher_listing_characters")},
               log=True),
         Panel("Stability index", "none",
-              "Labels given against those of the validation data: above 0.25 is a large shift. The bundle must have a reference.",
+              "Labels given against those of the validation data: above 0.25 is a large shift. Needs a bundle with a reference.",
               {"{{task}}": "max by (task) (<enricher_prediction_stability_index>)"},
               width=12, height=11, steps={0.25: "red"}, many=True),
         Panel("Confidence", "percentunit", "Mean of the best label's.",
@@ -299,10 +301,8 @@ def _least(unit: str) -> float:
 
 
 def _thresholds(steps: Mapping[float, str], base: str) -> dict[str, Any]:
-    return {
-        "mode": "absolute",
-        "steps": [{"color": base, "value": None}, *({"color": color, "value": value} for value, color in sorted(steps.items()))],
-    }
+    colored: list[tuple[float | None, str]] = [(None, base), *sorted(steps.items())]
+    return {"mode": "absolute", "steps": [{"color": color, "value": value} for value, color in colored]}
 
 
 def _limited(query: str) -> str:

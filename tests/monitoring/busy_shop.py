@@ -22,7 +22,7 @@ from tests.benchmarks.surroundings import own_surroundings
 from tests.consumer.cover_server import CoverServer
 from tests.faults.bundles import point
 from tests.journey.prometheus_server import PrometheusServer
-from tests.journey.publishing import send_raw
+from tests.journey.publishing import framed, send_raw
 from tests.journey.running import RunningService, Surroundings, free_port, reader_of
 
 Reference = dict[str, tuple[float, ...]]
@@ -113,9 +113,9 @@ class _Shop:
         self._publisher.flush()
 
     def send_rubbish(self) -> None:
-        """A producer's mistake: 60 records that no schema fits."""
+        """A producer's mistake: 40 records that are no Avro, and 20 of a schema that nobody registered."""
         for number in range(60):
-            send_raw(self._surroundings, f"bad-{number}".encode(), b"no listing")
+            send_raw(self._surroundings, f"bad-{number}".encode(), b"no Avro" if number % 3 else framed(10**6, b""))
 
     def _send_one(self) -> None:
         chance = self._random.random()

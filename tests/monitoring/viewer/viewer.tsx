@@ -94,11 +94,11 @@ async function load(panel: Panel, width: number): Promise<DataFrame[]> {
 
 function Stat({ panel, frames, width, height }: { panel: Panel; frames: DataFrame[]; width: number; height: number }) {
   const { reduceOptions, graphMode, colorMode, textMode, justifyMode, orientation } = panel.options;
-  const asked = { data: frames, fieldConfig: panel.fieldConfig, reduceOptions, sparkline: graphMode !== "none" };
+  const wanted = { data: frames, fieldConfig: panel.fieldConfig, reduceOptions, sparkline: graphMode !== "none" };
   return (
     <VizRepeater
       {...{ width, height, orientation, source: frames, renderCounter: 1, autoGrid: true, itemSpacing: 3 }}
-      getValues={() => getFieldDisplayValues({ ...SHARED, ...asked })}
+      getValues={() => getFieldDisplayValues({ ...SHARED, ...wanted })}
       getAlignmentFactors={getDisplayValueAlignmentFactors}
       renderValue={({ value: { display, sparkline }, ...size }) => (
         <BigValue {...{ ...size, theme, graphMode, colorMode, textMode, justifyMode, value: display, sparkline }} />
