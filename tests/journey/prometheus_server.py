@@ -1,4 +1,4 @@
-"""A real Prometheus that watches one service and knows the project's rules."""
+"""A real Prometheus that watches replicas of the service and knows the project's rules."""
 
 import json
 import math
@@ -6,29 +6,35 @@ import subprocess
 import tempfile
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.journey.running import ROOT, free_port, wait_until
 
 _CONFIG = """
-global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+global: {{scrape_interval: {every_s}s, evaluation_interval: {every_s}s}}
 rule_files: ["{rules}"]
 scrape_configs:
   - job_name: enricher
-    static_configs: [{{targets: ["127.0.0.1:{port}"], labels: {{pod: e-0}}}}]
+    static_configs: {targets}
 """
 
 
 class PrometheusServer:
     """Use as a context manager; it is ended, and its data are removed, with the test."""
 
-    def __init__(self, program: str, *, service_port: int) -> None:
+    def __init__(self, program: str, *, service_ports: Sequence[int], every_s: int = 1) -> None:
         self._folder = tempfile.TemporaryDirectory()
         config = Path(self._folder.name) / "prometheus.yml"
-        config.write_text(_CONFIG.format(rules=ROOT / "deploy" / "monitoring" / "alerts.yml", port=service_port))
-        self._port = free_port()
-        listen = f"--web.listen-address=127.0.0.1:{self._port}"
+        targets = [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"pod": f"e-{number}"}} for number, port in enumerate(service_ports)
+        ]
+        rules = ROOT / "deploy" / "monitoring" / "alerts.yml"
+        config.write_text(_CONFIG.format(rules=rules, targets=json.dumps(targets), every_s=every_s))
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        listen = f"--web.listen-address=127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [program, f"--config.file={config}", f"--storage.tsdb.path={self._folder.name}/data", listen],
@@ -58,11 +64,10 @@ class PrometheusServer:
     def _is_scraping(self) -> bool:
         assert self._process.poll() is None, "Prometheus ended"
         try:
-            return self.query("count_over_time(up[1m])")[:1] >= [2.0] and self.query("up") == [1.0]
+            return self.query("count_over_time(up[1m])")[:1] >= [2.0] and 1.0 in self.query("up")
         except OSError:
             return False
 
     def _get(self, path: str, **parameters: str) -> Any:
-        url = f"http://127.0.0.1:{self._port}{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as answer:
             return json.load(answer)["data"]

@@ -62,7 +62,7 @@ def test_every_panel_shows_data_and_every_rule_is_evaluated(
         "MODEL__BUNDLE": str(bundle_with_reference),
     }
     first, rest = two_thousand_listings[:1_500], two_thousand_listings[1_500:]
-    with RunningService(surroundings) as service, PrometheusServer(program, service_port=port) as watching:
+    with RunningService(surroundings) as service, PrometheusServer(program, service_ports=[port]) as watching:
         service.wait_ready()
         publish(surroundings, first)
         wait_for_answers(surroundings, len(first))
