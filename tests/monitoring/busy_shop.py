@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,14 @@ def recorded(prometheus: str) -> Iterator[Recording]:
         }
 
         def start(port: int) -> RunningService:
-            return opened.enter_context(RunningService(surroundings, HTTP__PORT=str(port)))
+            service = opened.enter_context(RunningService(surroundings, HTTP__PORT=str(port)))
+
+            def tell(kind: type[BaseException] | None, *_: object) -> None:
+                if kind is not None:
+                    print(f"a replica's log ends:\n{service.log()[-2_500:]}", file=sys.stderr)
+
+            opened.push(tell)
+            return service
 
         start(ports[0]).wait_ready()
         watching = opened.enter_context(PrometheusServer(prometheus, service_ports=ports, every_s=SCRAPE_S))
