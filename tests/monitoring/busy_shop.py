@@ -51,7 +51,6 @@ def recorded(prometheus: str) -> Iterator[Recording]:
         prometheus: the program.
     Raises: UnavailableError: a server cannot be had here.
     """
-    ports = [free_port(), free_port()]
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         reference = _reference()
@@ -69,6 +68,8 @@ def recorded(prometheus: str) -> Iterator[Recording]:
             "MODEL__POINTER": str(pointer),
             "KAFKA__PROPERTIES": json.dumps({"statistics.interval.ms": SCRAPE_S * 1000}),
         }
+
+        ports = [free_port(), free_port()]  # as late as can be: until a replica listens, anybody may take its port
 
         def start(port: int) -> RunningService:
             service = opened.enter_context(RunningService(surroundings, HTTP__PORT=str(port)))
