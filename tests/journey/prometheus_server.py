@@ -43,7 +43,11 @@ class PrometheusServer:
         )
 
     def __enter__(self) -> "PrometheusServer":
-        wait_until(self._is_scraping, "Prometheus scrapes the service")
+        try:
+            wait_until(self._is_scraping, "Prometheus scrapes the service")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

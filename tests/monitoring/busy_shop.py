@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,6 @@ def recorded(prometheus: str) -> Iterator[Recording]:
         prometheus: the program.
     Raises: UnavailableError: a server cannot be had here.
     """
-    ports = [free_port(), free_port()]
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         reference = _reference()
@@ -69,8 +69,17 @@ def recorded(prometheus: str) -> Iterator[Recording]:
             "KAFKA__PROPERTIES": json.dumps({"statistics.interval.ms": SCRAPE_S * 1000}),
         }
 
+        ports = [free_port(), free_port()]  # as late as can be: until a replica listens, anybody may take its port
+
         def start(port: int) -> RunningService:
-            return opened.enter_context(RunningService(surroundings, HTTP__PORT=str(port)))
+            service = opened.enter_context(RunningService(surroundings, HTTP__PORT=str(port)))
+
+            def tell(kind: type[BaseException] | None, *_: object) -> None:
+                if kind is not None:
+                    print(f"a replica's log ends:\n{service.log()[-2_500:]}", file=sys.stderr)
+
+            opened.push(tell)
+            return service
 
         start(ports[0]).wait_ready()
         watching = opened.enter_context(PrometheusServer(prometheus, service_ports=ports, every_s=SCRAPE_S))
