@@ -10,11 +10,11 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any
 
 import fastavro
 
+from consumer.predictions import Predictions
 from consumer.records import (
     Answer,
     Change,
@@ -197,16 +197,13 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
     """
     record = answer.record
     name, _, version = state.model.rpartition("@")
-    predictions = [_task_name(task) + prediction.avro for task, prediction in state.predictions.items()]
     return b"".join(
         (
             avro_string(state.listing_id),
             avro_long(state.version),
             _OUTCOMES[answer.outcome],
             _COVERS[state.cover],
-            avro_long(len(predictions)) if predictions else b"",
-            *predictions,
-            avro_long(0),  # the map ends with an empty block
+            Predictions.of(state.predictions).avro,
             avro_string(name),
             avro_string(version),
             avro_long(state.model_epoch),
@@ -221,7 +218,6 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
 
 _OUTCOMES = {outcome: avro_long(index) for index, outcome in enumerate(Outcome)}
 _COVERS = {use: avro_long(index) for index, use in enumerate(CoverUse)}
-_task_name = cache(avro_string)  # a model has a few dozen
 
 
 def dead_letter(rejected: Rejected, *, topic: str, bytes_max: int | None = None) -> OutputRecord:
