@@ -1,7 +1,7 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,11 @@ def without_model(
         if winner.listing is None:
             proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
         elif key in known:
-            proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=covers[key]))
+            same = known[key]
+            state = Enriched(
+                key, winner.version, same.content, same.predictions, same.model, same.model_epoch, covers[key], same.engine
+            )
+            proposed[key] = (Outcome.REUSED, state)
         else:
             unseen.append(winner)
     return proposed, unseen
