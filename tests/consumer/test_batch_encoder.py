@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumer.batch_encoder import NOT_ASKED, BatchEncoder, Said
@@ -76,6 +76,7 @@ def texts(one: Predictions) -> tuple[int, bytes, bytes]:
     return one.count, one.avro, one.fields
 
 
+@settings(deadline=None)
 @given(batch=batches())
 def test_a_batch_is_written_as_each_of_its_listings_would_be(
     batch: tuple[list[TaskSpec], Said, list[Mapping[str, TaskPrediction]]],
@@ -87,6 +88,7 @@ def test_a_batch_is_written_as_each_of_its_listings_would_be(
     assert found == expected
 
 
+@settings(deadline=None)
 @given(batch=batches())
 def test_the_compact_form_stands_for_the_same_answers(
     batch: tuple[list[TaskSpec], Said, list[Mapping[str, TaskPrediction]]],
@@ -109,6 +111,7 @@ def test_a_form_that_other_labels_made_stands_for_nothing() -> None:
     assert BatchEncoder([TaskSpec(name="genre", kind="single", labels=("y", "x"))]).recall([form]) == [None]
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
 def test_a_form_that_was_damaged_stands_for_nothing(at: int, byte: int) -> None:
     """One byte that is another one is found out."""
