@@ -1,15 +1,16 @@
 """From arrays to answers: what the model's outputs mean for a listing, and what each input offset is answered with. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consumer.batch_encoder import NOT_ASKED, BatchEncoder, Said
+from consumer.predictions import Predictions
 from consumer.records import Answer, Change, CoverUse, Enriched, ModelIdentity, Outcome, State, Tombstone
-from consumer.task_prediction import CONFIDENCE_STEPS, LabelEncoder, TaskPrediction
+from consumer.task_prediction import CONFIDENCE_STEPS
 from model.bundle import TaskSpec
 from model.listing import Listing
 
@@ -25,49 +26,84 @@ def finite_rows(outputs: Outputs) -> NDArray[np.bool_]:
 def predictions(
     outputs: Outputs,
     listings: Sequence[Listing],
-    tasks: Sequence[TaskSpec],
+    encoder: BatchEncoder,
     observe: Callable[[TaskSpec, NDArray[np.float32]], None] | None = None,
-) -> list[dict[str, TaskPrediction]]:
+) -> list[Predictions]:
     """What the model says of each listing.
 
     Args:
         outputs: task name to float32 [batch, labels] probabilities, or [batch, 3] value, low, high of a regression.
         listings: the batch, in the outputs' order.
+        encoder: of the model's tasks.
         observe: told each task with labels and the probabilities of the listings that it is asked of.
     Returns:
-        A dictionary a listing, task name to answer. A task that is only asked where the listing lacks the field
+        Task name to answer, for each listing. A task that is only asked where the listing lacks the field
         (publisher, author, format) is absent where it has it; so is a price band in a currency without bands.
     """
-    answers: list[dict[str, TaskPrediction]] = [{} for _ in listings]
-    for task in tasks:
-        rows = _rows_asked(task, listings)
-        if not rows:
-            continue
-        asked = outputs[task.name] if len(rows) == len(listings) else outputs[task.name][rows]
-        if observe is not None and task.labels:
+    tasks = encoder.tasks
+    counts = np.full((len(listings), len(tasks)), NOT_ASKED)
+    ranked: list[tuple[int, Ranked]] = []
+    values = [np.zeros((len(listings), 0, 3), dtype=np.float32)]
+    for place, task in enumerate(tasks):
+        rows, asked, of = _asked(task, outputs[task.name], listings)
+        if observe is not None and task.labels and len(asked):
             observe(task, asked)
-        array = asked.astype(np.float64)
-        for row, prediction in zip(rows, _READ[task.kind](task, array, [listings[row] for row in rows]), strict=True):
-            if prediction is not None:
-                answers[row][task.name] = prediction
-    return answers
+        if task.kind == "regression":
+            counts[rows, place] = 0
+            values.append(outputs[task.name][:, np.newaxis])
+        elif len(asked):
+            one = _READ[task.kind](task, asked, of)
+            counts[rows, place] = one.counts
+            ranked.append((place, one))
+    labels, steps = _in_order(counts, ranked)
+    return encoder.encode(Said(counts, labels, steps, np.concatenate(values, axis=1)))
 
 
-def _rows_asked(task: TaskSpec, listings: Sequence[Listing]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One task's labels for the listings that it is asked of, best first, listing by listing.
+
+    Attributes:
+        counts: int64 [asked], how many labels; NOT_ASKED where it has nothing to say after all.
+        labels, steps: int64 [labels], which, and their confidences in ten-thousandths.
+    """
+
+    counts: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
+def _in_order(counts: NDArray[np.int64], ranked: Sequence[tuple[int, Ranked]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels and steps of all tasks, listing by listing: int64 [labels] each."""
+    given = np.maximum(counts, 0)
+    starts = (np.cumsum(given) - given.ravel()).reshape(counts.shape)
+    labels = np.empty(int(given.sum()), dtype=np.int64)
+    steps = np.empty_like(labels)
+    for place, one in ranked:
+        own = given[:, place]
+        at = np.repeat(starts[:, place] - (np.cumsum(own) - own), own) + np.arange(len(one.labels))
+        labels[at], steps[at] = one.labels, one.steps
+    return labels, steps
+
+
+def _asked(
+    task: TaskSpec, output: NDArray[Any], listings: Sequence[Listing]
+) -> tuple[slice | list[int], NDArray[Any], Sequence[Listing]]:
+    """The rows of the listings that a task is asked of, with its outputs for them, and these listings."""
     field = task.asked_only_where_missing
     if field is None:
-        return list(range(len(listings)))
-    return [row for row, listing in enumerate(listings) if not getattr(listing, field)]
+        return slice(None), output, listings
+    rows = [row for row, listing in enumerate(listings) if not getattr(listing, field)]
+    return rows, output[rows], [listings[row] for row in rows]
 
 
-def _single(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
+def _single(task: TaskSpec, array: NDArray[np.floating[Any]], _: Sequence[Listing]) -> Ranked:
     best = _best(array, task.top_k)
     steps = _steps(np.take_along_axis(array, best, axis=1))
-    encode = _encoder(task.labels).encode
-    return [encode(labels, confidences) for labels, confidences in zip(best.tolist(), steps.tolist(), strict=True)]
+    return Ranked(np.full(len(array), best.shape[1]), best.ravel(), steps.ravel())
 
 
-def _best(array: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+def _best(array: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
     """The `count` highest of each row, best first; of equal ones the earlier: intp [batch, count]. Sorts no more than it must."""
     labels = array.shape[1]
     if labels > 4 * count:
@@ -77,41 +113,31 @@ def _best(array: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return np.argsort(-array, axis=1, kind="stable")[:, :count]
 
 
-def _steps(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
+def _steps(confidences: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Probabilities in the steps that are told apart: four digits."""
-    return np.rint(confidences * CONFIDENCE_STEPS).clip(0, CONFIDENCE_STEPS).astype(np.int64)
+    return np.rint(confidences.astype(np.float64) * CONFIDENCE_STEPS).clip(0, CONFIDENCE_STEPS).astype(np.int64)
 
 
-def _multi(task: TaskSpec, array: NDArray[np.float64], _: Sequence[Listing]) -> list[TaskPrediction | None]:
+def _multi(task: TaskSpec, array: NDArray[np.floating[Any]], _: Sequence[Listing]) -> Ranked:
     rows, labels = np.nonzero(array >= np.asarray(task.thresholds))
     steps = _steps(array[rows, labels])
     order = np.lexsort((labels, -steps, rows))  # row by row, best first
-    ends = np.searchsorted(rows, np.arange(len(array)), side="right").tolist()
-    labels_in_order, steps_in_order = labels[order].tolist(), steps[order].tolist()
-    encode = _encoder(task.labels).encode
-    return [
-        encode(labels_in_order[start:end], steps_in_order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
+    return Ranked(np.bincount(rows, minlength=len(array)), labels[order], steps[order])
 
 
-@lru_cache(maxsize=256)
-def _encoder(labels: tuple[str, ...]) -> LabelEncoder:
-    """One for each set of labels: a model has a few dozen, and the next one may bring others."""
-    return LabelEncoder(labels)
-
-
-def _ordinal(task: TaskSpec, array: NDArray[np.float64], listings: Sequence[Listing]) -> list[TaskPrediction | None]:
+def _ordinal(task: TaskSpec, array: NDArray[np.floating[Any]], listings: Sequence[Listing]) -> Ranked:
     if task.group_field is None:
         return _single(task, array, listings)
+    array = array.astype(np.float64)
     mask = np.ones_like(array)
-    unasked = set()
+    unasked = []
     for row, listing in enumerate(listings):
         stated = getattr(listing, task.group_field)
         if not stated:
             continue
         group = task.groups.get(stated.upper())
         if group is None:
-            unasked.add(row)
+            unasked.append(row)
             continue
         first, end = group
         mask[row, :first] = 0
@@ -122,19 +148,13 @@ def _ordinal(task: TaskSpec, array: NDArray[np.float64], listings: Sequence[List
     scaled = np.divide(masked, total, out=mask / mask.sum(axis=1, keepdims=True), where=total > 0)
     best = _best(scaled, task.top_k)
     steps = _steps(np.take_along_axis(scaled, best, axis=1))
-    likely = (steps > 0).sum(axis=1).tolist()  # the bands of other currencies come last, with nothing
-    encode = _encoder(task.labels).encode
-    return [
-        None if row in unasked else encode(labels[:count], confidences[:count])
-        for row, (labels, confidences, count) in enumerate(zip(best.tolist(), steps.tolist(), likely, strict=True))
-    ]
+    counts = (steps > 0).sum(axis=1)  # the bands of other currencies come last, with nothing
+    counts[unasked] = NOT_ASKED
+    likely = np.arange(best.shape[1]) < counts[:, np.newaxis]
+    return Ranked(counts, best[likely], steps[likely])
 
 
-def _regression(_: TaskSpec, array: NDArray[np.float64], __: Sequence[Listing]) -> list[TaskPrediction | None]:
-    return [TaskPrediction.regression(value, low, high) for value, low, high in array.round(4).tolist()]
-
-
-_READ = {"single": _single, "multi": _multi, "ordinal": _ordinal, "regression": _regression}
+_READ = {"single": _single, "multi": _multi, "ordinal": _ordinal}
 
 
 def collapse(changes: Sequence[Change]) -> dict[str, Change]:
@@ -170,14 +190,18 @@ def without_model(
         if winner.listing is None:
             proposed[key] = (Outcome.PREDICTED, Tombstone(key, winner.version))
         elif key in known:
-            proposed[key] = (Outcome.REUSED, replace(known[key], version=winner.version, cover=covers[key]))
+            same = known[key]
+            state = Enriched(
+                key, winner.version, same.content, same.predictions, same.model, same.model_epoch, covers[key], same.engine
+            )
+            proposed[key] = (Outcome.REUSED, state)
         else:
             unseen.append(winner)
     return proposed, unseen
 
 
 def predicted(
-    answered: Iterable[tuple[Change, dict[str, TaskPrediction]]],
+    answered: Iterable[tuple[Change, Predictions]],
     contents: Mapping[str, str],
     covers: Mapping[str, CoverUse],
     model: ModelIdentity,

@@ -10,11 +10,12 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import fastavro
 
+from consumer.predictions import Predictions
 from consumer.records import (
     Answer,
     Change,
@@ -160,7 +161,7 @@ def _read_avro(value: bytes, schemas: Mapping[int, ParsedSchema | UnknownSchema]
     left_over = len(value) - stream.tell()
     if left_over:
         raise _Undecodable(f"not a record of schema {schema_id}: {left_over} bytes are left over after it")
-    if not isinstance(decoded, Mapping):
+    if not isinstance(decoded, dict):  # not Mapping: asking an abstract class takes as long as reading a field
         raise _Undecodable(f"schema {schema_id}: expected a record, found {type(decoded).__name__}")
     return decoded
 
@@ -183,11 +184,11 @@ def enriched_record(
         value = FRAME.pack(MAGIC, schema.schema_id) + _enriched_event(answer, state, enriched_at_ms)
     source = f"{record.topic}/{record.partition}/{record.offset}".encode()
     # A record that was itself enriched elsewhere keeps its headers, but its source is this one's.
-    carried = tuple(header for header in record.headers if header[0] not in (SOURCE_HEADER, ENRICHED_VERSION_HEADER))
-    own = [(SOURCE_HEADER, source)]
+    carried = [header for header in record.headers if header[0] not in (SOURCE_HEADER, ENRICHED_VERSION_HEADER)]
+    carried.append((SOURCE_HEADER, source))
     if value is None:
-        own.append((ENRICHED_VERSION_HEADER, str(state.version).encode()))
-    return OutputRecord(topic, state.listing_id.encode(), value, (*carried, *own), partition)
+        carried.append((ENRICHED_VERSION_HEADER, str(state.version).encode()))
+    return OutputRecord(topic, state.listing_id.encode(), value, tuple(carried), partition)
 
 
 def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> bytes:
@@ -196,21 +197,15 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
     By hand, since the predictions are encoded already; fastavro would decode and encode them again for each event.
     """
     record = answer.record
-    name, _, version = state.model.rpartition("@")
-    predictions = [_task_name(task) + prediction.avro for task, prediction in state.predictions.items()]
     return b"".join(
         (
             avro_string(state.listing_id),
             avro_long(state.version),
             _OUTCOMES[answer.outcome],
             _COVERS[state.cover],
-            avro_long(len(predictions)) if predictions else b"",
-            *predictions,
-            avro_long(0),  # the map ends with an empty block
-            avro_string(name),
-            avro_string(version),
-            avro_long(state.model_epoch),
-            avro_string(record.topic),
+            Predictions.of(state.predictions).avro,
+            _model(state.model, state.model_epoch),
+            _topic(record.topic),
             avro_long(record.partition),
             avro_long(record.offset),
             avro_long(enriched_at_ms),
@@ -219,9 +214,15 @@ def _enriched_event(answer: Answer, state: Enriched, enriched_at_ms: int) -> byt
     )
 
 
+@lru_cache(maxsize=64)
+def _model(model: str, epoch: int) -> bytes:
+    name, _, version = model.rpartition("@")
+    return avro_string(name) + avro_string(version) + avro_long(epoch)
+
+
+_topic = lru_cache(maxsize=64)(avro_string)
 _OUTCOMES = {outcome: avro_long(index) for index, outcome in enumerate(Outcome)}
 _COVERS = {use: avro_long(index) for index, use in enumerate(CoverUse)}
-_task_name = cache(avro_string)  # a model has a few dozen
 
 
 def dead_letter(rejected: Rejected, *, topic: str, bytes_max: int | None = None) -> OutputRecord:

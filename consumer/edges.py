@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from consumer.batches import Partition
+from consumer.predictions import Recall
 from consumer.records import Enriched, InputRecord, OutputRecord, State
 from consumer.schemas import ParsedSchema, UnknownSchema
 
@@ -31,7 +32,7 @@ class Delivery(Protocol):
 class Store(Protocol):
     """What the pipeline needs of the store; see `prediction_store.PredictionStore`."""
 
-    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int) -> dict[str, Enriched]: ...
+    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int, recall: Recall) -> dict[str, Enriched]: ...
     def write(self, states: Sequence[State], *, now_ms: int) -> list[State]: ...
 
 

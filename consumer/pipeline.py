@@ -115,8 +115,8 @@ class Pipeline:
         contents = {key: content_hash(listing, cover_url=urls.get(key)) for key, listing in listings.items()}
         seen = covers_used(listings, urls, urls.values())  # or its content would be no known one
         with self._metrics.stage("known"):
-            epoch = model.identity.epoch
-            known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch)) if contents else {}
+            epoch, recall = model.identity.epoch, model.predictor.recall
+            known = self._patience.ask(lambda: self._store.unchanged(contents, model_epoch=epoch, recall=recall))
         self._metrics.count_lookups(hits=len(known), misses=len(contents) - len(known))
         proposed, unseen = assemble.without_model(winners, known, seen)
         wanted = [url for one in unseen if (url := urls.get(one.listing_id))]  # what is known as it is needs no fetch

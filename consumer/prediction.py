@@ -9,19 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumer import assemble
+from consumer.batch_encoder import BatchEncoder
 from consumer.bisection import Rows, sift
 from consumer.covers import cover_pixels, url_to_fetch
 from consumer.errors import SettingsError
 from consumer.inference import InferenceBackend, InferenceFailed
+from consumer.predictions import Predictions
 from consumer.records import Change, ModelIdentity, Rejected, Stage
-from consumer.task_prediction import TaskPrediction
 from model.bundle import Bundle, BundleError, TaskSpec
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, decode_cover
 
 # Wide enough for another processor's rounding and for fp16, far below a changed weight.
 GOLDEN_RTOL, GOLDEN_ATOL = 2e-2, 1e-2
 
-Answered = list[tuple[Change, dict[str, TaskPrediction]]]
+Answered = list[tuple[Change, Predictions]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Predictor:
     def __init__(self, bundle: Bundle, backend: InferenceBackend, *, cover_bytes_max: int) -> None:
         manifest = bundle.manifest
         self.identity = ModelIdentity(manifest.name, manifest.version, manifest.epoch, backend.engine)
-        self._tasks = manifest.tasks
+        self._encoder = BatchEncoder(manifest.tasks)
         self._extractor = read_extractor(bundle)
         self._bundle = bundle
         self._backend = backend
@@ -118,17 +119,21 @@ class Predictor:
 
         sifted = sift(len(changes), infer, failures=InferenceFailed)
         reasons = {row: str(error) for row, error in sifted.blamed.items()}
-        found: dict[int, dict[str, TaskPrediction]] = {}
+        found: dict[int, Predictions] = {}
         for rows, outputs in sifted.parts:
             finite = assemble.finite_rows(outputs)
             reasons |= {rows[at]: "the model's output is not finite" for at in np.flatnonzero(~finite)}
             if not finite.all():
                 outputs = {name: array[finite] for name, array in outputs.items()}
             good = [rows[at] for at in np.flatnonzero(finite)]
-            predictions = assemble.predictions(outputs, [changes[row].stated for row in good], self._tasks, self.observe)
+            predictions = assemble.predictions(outputs, [changes[row].stated for row in good], self._encoder, self.observe)
             found |= zip(good, predictions, strict=True)
         answered = [(changes[row], found[row]) for row in sorted(found)]
         return answered, [Rejected(changes[row].record, Stage.INFERENCE, reasons[row]) for row in sorted(reasons)]
+
+    def recall(self, compact: Sequence[bytes]) -> list[Predictions | None]:
+        """See `BatchEncoder.recall`; on any thread."""
+        return self._encoder.recall(compact)
 
     def warm_up(self) -> None:
         """Runs the bundle's golden inputs, so that the first listing finds a warm and proven model.

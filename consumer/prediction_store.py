@@ -1,6 +1,6 @@
 """The prediction store in Redis: the only file that knows the keys and the guard.
 
-One hash a listing, `<prefix>{<listing_id>}`: one field a task, and fields with an underscore for the rest (`_fields`).
+One hash a listing, `<prefix>{<listing_id>}`: one field a task, and fields with an underscore for the rest (`_arguments`).
 Whole batches travel in one script call, so the cost is one round trip, and no reader sees half of an update; in a cluster it
 is a call for each listing, and a round trip to each node.
 
@@ -10,9 +10,11 @@ late, or comes from a process that was replaced meanwhile, changes nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from consumer.errors import DependencyUnavailable, SettingsError
+from consumer.predictions import Predictions, Recall, packed
 from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.redis_client import open_redis
 from consumer.redis_errors import RIGHTS, Misconfigured
@@ -23,22 +25,24 @@ from consumer.task_prediction import TaskPrediction
 # What the scripts here and the crash marks run, with as many arguments as each takes at least.
 _COMMANDS: Final = ("HGET KEY x", "HMGET KEY x", "HGETALL KEY", "HSET KEY x x", "HLEN KEY", "HKEYS KEY", "HDEL KEY x")
 
-# KEYS: listings. ARGV: model epoch, then the content hash of each. Returns index and hash of those that match.
+# KEYS: listings. ARGV: model epoch, then the content hash of each. Returns index and model, engine, answers of those that match.
 _UNCHANGED: Final = Script("""
 local found = {}
 for i, key in ipairs(KEYS) do
-  local stored = redis.call('HMGET', key, '_content', '_model_epoch', '_deleted')
+  local stored = redis.call('HMGET', key, '_content', '_model_epoch', '_deleted', '_model', '_engine', '_compact')
   if stored[1] == ARGV[i + 1] and stored[2] == ARGV[1] and not stored[3] then
     found[#found + 1] = i
-    found[#found + 1] = redis.call('HGETALL', key)
+    found[#found + 1] = {stored[4], stored[5], stored[6]}
   end
 end
 return found
 """)
 
-# KEYS: listings. ARGV: seconds to live (0: for ever), 1 to refuse equal updates, then for each listing its version, its
-# model epoch (empty: a delete), the number n of field and value items, and these n items. Returns index and hash of those
-# that were refused.
+# KEYS: listings. ARGV: seconds to live (0: for ever), 1 to refuse equal updates, then for each listing five: its version, its
+# model epoch (empty: a delete), the number of fields that it is to have, fields and values in turn as MessagePack's strings (one
+# argument instead of forty, each of which costs client and server alike), and what stands in `_content` and `_compact` where the
+# fields of the tasks are in the store already and were left out (else empty). Returns index and hash of those that were refused,
+# and index and nothing of those whose left-out fields are not what was thought.
 #
 # Versions are compared as decimal text: Lua's numbers are doubles and confuse 2^53 and 2^53+1.
 # HSET comes before the removal of fields that are no longer said: a full store refuses HSET as the script's first write
@@ -52,7 +56,18 @@ local function below(a, b)
   return a < b
 end
 
-local ttl_seconds, only_above, refused, at = ARGV[1], ARGV[2] == '1', {}, 3
+local function unpacked(strings)
+  if cmsgpack then return cmsgpack.unpack(strings) end
+  local texts, at = {}, 1
+  while at < #strings do  -- fakeredis has no cmsgpack: 0xdb, length in four bytes, text
+    local a, b, c, d = string.byte(strings, at + 1, at + 4)
+    local last = at + 4 + ((a * 256 + b) * 256 + c) * 256 + d
+    texts[#texts + 1], at = string.sub(strings, at + 5, last), last + 1
+  end
+  return unpack(texts)
+end
+
+local ttl_seconds, only_above, answers = ARGV[1], ARGV[2] == '1', {}
 
 local function refuses(stored, version, epoch)
   local version0, epoch0, deleted = stored[1], stored[2], stored[3]
@@ -64,17 +79,20 @@ local function refuses(stored, version, epoch)
 end
 
 for i, key in ipairs(KEYS) do
-  local version, epoch, items = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local first, last = at + 3, at + 2 + items
-  at = last + 1
-  if refuses(redis.call('HMGET', key, '_version', '_model_epoch', '_deleted'), version, epoch) then
-    refused[#refused + 1] = i
-    refused[#refused + 1] = redis.call('HGETALL', key)
+  local version, epoch, fields, strings, left_out = unpack(ARGV, 5 * i - 2, 5 * i + 2)
+  local stored = redis.call('HMGET', key, '_version', '_model_epoch', '_deleted', '_content', '_compact')
+  local held = (stored[4] or '') .. (stored[5] or '')
+  if refuses(stored, version, epoch) then
+    answers[#answers + 1] = i
+    answers[#answers + 1] = redis.call('HGETALL', key)
+  elseif left_out ~= '' and (held ~= left_out or redis.call('HLEN', key) ~= tonumber(fields)) then
+    answers[#answers + 1] = i
+    answers[#answers + 1] = {}
   else
-    redis.call('HSET', key, unpack(ARGV, first, last))
-    if redis.call('HLEN', key) * 2 ~= items then
-      local kept = {}
-      for field = first, last, 2 do kept[ARGV[field]] = true end
+    redis.call('HSET', key, unpacked(strings))
+    if left_out == '' and redis.call('HLEN', key) ~= tonumber(fields) then
+      local kept, said = {}, {unpacked(strings)}
+      for field = 1, #said, 2 do kept[said[field]] = true end
       for _, field in ipairs(redis.call('HKEYS', key)) do
         if not kept[field] then redis.call('HDEL', key, field) end
       end
@@ -82,7 +100,7 @@ for i, key in ipairs(KEYS) do
     if ttl_seconds == '0' then redis.call('PERSIST', key) else redis.call('EXPIRE', key, ttl_seconds) end
   end
 end
-return refused
+return answers
 """)
 
 # ARGV: a key of ours, then commands. Returns those that the ACL user may not run. Nothing is run; Redis before 7.0 cannot say.
@@ -119,30 +137,36 @@ class PredictionStore:
         self._ttl_seconds = ttl_seconds or 0
         self._client = open_redis(url, ca=ca, socket_timeout_s=socket_timeout_s)
 
-    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int) -> dict[str, Enriched]:
+    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int, recall: Recall) -> dict[str, Enriched]:
         """The stored predictions that still hold: same content, same model, not deleted. One round trip.
+
+        Version and cover are for whoever asks to say; the states have 0 and NONE.
 
         Args:
             expected: listing id to the hash of what the model would see.
+            recall: makes answers of their compact form (`BatchEncoder.recall`).
         """
         if not expected:
             return {}
         listing_ids = list(expected)
         hashes = [(content,) for content in expected.values()]
         found = self._client.run(_UNCHANGED, self._keys(listing_ids), [str(model_epoch)], hashes)
+        known = dict(zip([listing_ids[index - 1] for index in found[::2]], found[1::2], strict=True))
         states: dict[str, Enriched] = {}
-        for index, items in zip(found[::2], found[1::2], strict=True):
-            listing_id = listing_ids[index - 1]
-            try:
-                state = _state(listing_id, _pairs(items))
-            except ValueError:
-                continue  # somebody else wrote there: predicting again repairs it
-            if isinstance(state, Enriched):
-                states[listing_id] = state
+        recalled = recall([compact or b"" for _, _, compact in known.values()]) if known else []
+        for (listing_id, (model, engine, _)), predictions in zip(known.items(), recalled, strict=True):
+            if model is None or predictions is None:
+                continue  # somebody else wrote there, or an earlier version of this service: predicting again repairs it
+            content = expected[listing_id]
+            said_by = engine.decode() if engine else None
+            states[listing_id] = Enriched(listing_id, 0, content, predictions, model.decode(), model_epoch, engine=said_by)
         return states
 
     def write(self, states: Sequence[State], *, now_ms: int, only_above: bool = False) -> list[State]:
         """Writes the batch under the guard. One round trip; may be done again without harm.
+
+        Answers that were made of what the store holds are not sent again, unless it no longer holds them: then, hardly ever,
+        there is a second round trip.
 
         Args:
             states: at most one for a listing.
@@ -153,16 +177,19 @@ class PredictionStore:
             For each input, in order, what the store holds after the call: the very same object when it was written,
             else the newer state that was not overwritten.
         """
-        if not states:
-            return []
         listing_ids = [state.listing_id for state in states]
         assert len(set(listing_ids)) == len(listing_ids), "a batch holds a listing once"
-        arguments = [_arguments(state, str(now_ms)) for state in states]
         shared = [str(self._ttl_seconds), "1" if only_above else "0"]
-        refused = self._client.run(_WRITE, self._keys(listing_ids), shared, arguments)
-        held = list(states)
-        for index, items in zip(refused[::2], refused[1::2], strict=True):
-            held[index - 1] = self._stored_state(listing_ids[index - 1], _pairs(items))
+        held, todo, whole = list(states), list(range(len(states))), False
+        while todo:
+            keys = self._keys([listing_ids[place] for place in todo])
+            arguments = [_arguments(states[place], str(now_ms), whole=whole) for place in todo]
+            answers = self._client.run(_WRITE, keys, shared, arguments)
+            answered = [(todo[index - 1], items) for index, items in zip(answers[::2], answers[1::2], strict=True)]
+            for place, items in answered:
+                if items:
+                    held[place] = self._stored_state(listing_ids[place], _pairs(items))
+            todo, whole = [place for place, items in answered if not items], True
         return held
 
     def read(self, listing_ids: Sequence[str]) -> list[State | None]:
@@ -219,33 +246,40 @@ def open_store(redis: RedisSettings, *, socket_timeout_s: float = 5.0) -> Predic
     )
 
 
-def _arguments(state: State, now_ms: str) -> list[str]:
-    """What `_WRITE` takes for one listing."""
-    items = _fields(state, now_ms)
-    return [str(state.version), str(state.model_epoch) if isinstance(state, Enriched) else "", str(len(items)), *items]
-
-
-def _fields(state: State, now_ms: str) -> list[str]:
-    """Field, value, field, value … of the hash."""
+def _arguments(state: State, now_ms: str, *, whole: bool) -> list[str | bytes]:
+    """What `_WRITE` takes for one listing. `whole`: its tasks' fields, too, where the store should have them."""
     if isinstance(state, Tombstone):
-        return ["_version", str(state.version), "_deleted", "1"]
-    items = [
-        *("_version", str(state.version), "_model", state.model, "_model_epoch", str(state.model_epoch)),
-        *("_content", state.content, "_updated_ms", now_ms),
-    ]
-    if state.cover is not CoverUse.NONE:
-        items += ("_cover", state.cover.value)
-    if state.engine is not None:
-        items += ("_engine", state.engine)
-    for task, prediction in state.predictions.items():
-        if task.startswith("_"):
-            raise ValueError(f"expected a task name without an underscore in front, found {task!r}")
-        items += (task, prediction.json)
-    return items
+        return [str(state.version), "", "2", _TOMBSTONE + packed(str(state.version)), ""]
+    answers = Predictions.of(state.predictions)
+    left_out = answers.recalled and not whole
+    head, fields = _head(state.model, state.model_epoch, state.cover, state.engine)
+    strings = [head, _VERSION, packed(str(state.version)), _CONTENT, packed(state.content), _UPDATED, packed(now_ms)]
+    if answers.compact:
+        fields += 1
+        strings += (_COMPACT, packed(answers.compact))
+    if not left_out:
+        strings.append(answers.fields)
+    expected = state.content.encode() + answers.compact if left_out else b""
+    return [str(state.version), str(state.model_epoch), str(fields + answers.count), b"".join(strings), expected]
+
+
+_TOMBSTONE: Final = b"".join(map(packed, ("_deleted", "1", "_version")))
+_VERSION, _CONTENT, _UPDATED, _COMPACT = map(packed, ("_version", "_content", "_updated_ms", "_compact"))
+
+
+@lru_cache(maxsize=64)
+def _head(model: str, epoch: int, cover: CoverUse, engine: str | None) -> tuple[bytes, int]:
+    """The fields that many listings have in common, and how many there are beside the tasks' (`_compact` not counted)."""
+    items = ["_model", model, "_model_epoch", str(epoch)]
+    if cover is not CoverUse.NONE:
+        items += ("_cover", cover.value)
+    if engine is not None:
+        items += ("_engine", engine)
+    return b"".join(map(packed, items)), len(items) // 2 + 3
 
 
 def _state(listing_id: str, fields: Mapping[bytes, bytes]) -> State:
-    """Raises: ValueError, when the hash is not one that `_fields` describes."""
+    """Raises: ValueError, when the hash is not one that `_arguments` describes."""
     try:
         version = int(fields[b"_version"])
         if b"_deleted" in fields:

@@ -1,5 +1,6 @@
 """The values that flow through the pipeline, in the order in which they come to be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -110,7 +111,7 @@ class Enriched:
     listing_id: str
     version: int
     content: str
-    predictions: dict[str, TaskPrediction]
+    predictions: Mapping[str, TaskPrediction]
     model: str
     model_epoch: int
     cover: CoverUse = CoverUse.NONE

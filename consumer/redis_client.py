@@ -34,13 +34,13 @@ class RedisClient(Protocol):
 
     needs: ClassVar[tuple[str, ...]]
 
-    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Sequence[str]]) -> list[Any]:
+    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Command]) -> list[Any]:
         """The script over all keys, its arguments being `shared` and then those of each key. Safe to do again where it fails.
 
         On one server it is one call, in a cluster one for each key: then what the script does is atomic for each key only.
         """
 
-    def pipelined(self, commands: Sequence[Command]) -> list[Any]:
+    def pipelined(self, commands: Sequence[Sequence[str]]) -> list[Any]:
         """The answers to commands that have one key each, in order."""
 
     def everywhere(self, script: Script, arguments: Sequence[str]) -> list[Any]:

@@ -55,17 +55,19 @@ class Cluster:
         self._nodes = {seed: open_node(seed) for seed in self._seeds}
         self._owners: list[Address | None] = []  # of each slot; empty: to be asked for
         self._failed: Address | None = None  # the last one that did not answer
-        self._scripts: dict[str, Script] = {}
+        self._scripts: dict[str | bytes, Script] = {}
         self._lock = threading.Lock()
 
-    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Sequence[str]]) -> list[Any]:
+    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Command]) -> list[Any]:
         """A call for each key; see `RedisClient`."""
         self._scripts[script.sha] = script
-        commands = [["EVALSHA", script.sha, "1", key, *shared, *said] for key, said in zip(keys, of_key, strict=True)]
+        commands: list[Command] = [
+            ["EVALSHA", script.sha, "1", key, *shared, *said] for key, said in zip(keys, of_key, strict=True)
+        ]
         answers = self._ask(lambda: self._send_all(keys, commands))
         return [part for number, answer in enumerate(answers, 1) if answer for part in (number, answer[1])]
 
-    def pipelined(self, commands: Sequence[Command]) -> list[Any]:
+    def pipelined(self, commands: Sequence[Sequence[str]]) -> list[Any]:
         """See `RedisClient`."""
         return self._ask(lambda: self._send_all([command[1] for command in commands], commands))
 

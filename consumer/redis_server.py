@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 from consumer.redis_errors import unavailable
 
 T = TypeVar("T")
-Command = Sequence[str]  # name and arguments
+Command = Sequence[str | bytes]  # name and arguments, or some of these
 
 
 class Script:
@@ -30,11 +30,11 @@ class OneServer:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
-    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Sequence[str]]) -> list[Any]:
+    def run(self, script: Script, keys: Sequence[str], shared: Sequence[str], of_key: Sequence[Command]) -> list[Any]:
         """One round trip; see `redis_client.RedisClient`."""
         return self._ask(lambda: evalsha(self._client, script, keys, chain(shared, *of_key)))
 
-    def pipelined(self, commands: Sequence[Command]) -> list[Any]:
+    def pipelined(self, commands: Sequence[Sequence[str]]) -> list[Any]:
         """One round trip; see `redis_client.RedisClient`."""
         return self._ask(lambda: self._pipelined(commands))
 
@@ -46,7 +46,7 @@ class OneServer:
         """Closes all connections."""
         self._client.close()
 
-    def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
+    def _pipelined(self, commands: Sequence[Sequence[str]]) -> list[Any]:
         pipeline: Any = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
@@ -61,7 +61,7 @@ class OneServer:
             raise unavailable(error) from error
 
 
-def evalsha(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Iterable[str]) -> Any:
+def evalsha(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Iterable[str | bytes]) -> Any:
     """Runs a script by its hash, loading it into a server that does not know it. Raises: redis.RedisError."""
     said = [*keys, *arguments]
     try:

@@ -1,28 +1,26 @@
 """One task's answer, in the two texts that leave the service: JSON for the store and the commands, Avro for the topic.
 
-A listing has about fifty labels over all tasks. Building an object for each and then encoding it twice took more than half of
-the service's Python time; here a label's two encodings are made once for the whole process and a probability's, which has four
-digits, comes out of a table. `tests/consumer/test_task_prediction.py` holds both texts against json and fastavro.
+This is one answer, as a store or a topic holds it; those of a model's whole batch are made by `batch_encoder`.
+`tests/consumer/test_task_prediction.py` holds both texts against json and fastavro.
 
 Avro's encoding: the record `Prediction` of `schemas/enriched_listing.avsc`, https://avro.apache.org/docs/1.12.0/specification/.
 """
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from json.encoder import encode_basestring
 from math import isfinite
 
 CONFIDENCE_STEPS = 10_000  # confidences have four digits
 _DOUBLE = struct.Struct("<d")
-_NO_VALUES = b"\0\0\0"  # value, low and high: the union's null
-_NO_LABELS = b"\0"  # an array ends with an empty block
-_CONFIDENCE_JSON = [f'"confidence":{step / CONFIDENCE_STEPS!r}}}' for step in range(CONFIDENCE_STEPS + 1)]
+NO_VALUES = b"\0\0\0"  # value, low and high: the union's null
+NO_LABELS = b"\0"  # an array ends with an empty block
 _FIRST_LABEL, _NEXT_LABEL, _NUMBER = '{"labels":[{"label":', '},{"label":', ',"confidence":'
-_CONFIDENCE_AVRO = [_DOUBLE.pack(step / CONFIDENCE_STEPS) for step in range(CONFIDENCE_STEPS + 1)]
-_AVRO_OF_CONFIDENCE = {repr(step / CONFIDENCE_STEPS): avro for step, avro in enumerate(_CONFIDENCE_AVRO)}
+CONFIDENCE_AVRO = [_DOUBLE.pack(step / CONFIDENCE_STEPS) for step in range(CONFIDENCE_STEPS + 1)]
+_AVRO_OF_CONFIDENCE = {repr(step / CONFIDENCE_STEPS): avro for step, avro in enumerate(CONFIDENCE_AVRO)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ _SMALL = [bytes([number]) for number in range(0x80)]
 class TaskPrediction:
     """Labels (best first) of a classification, or value and 80 % interval of a regression.
 
-    Made by `classification`, `regression`, `from_json`, or for a whole batch by `LabelEncoder`. Equal when their JSON is.
+    Made by `classification`, `regression` or `from_json`. Equal when their JSON is.
     """
 
     __slots__ = ("_avro", "json")
@@ -78,7 +76,7 @@ class TaskPrediction:
         """Raises: ValueError: a number is not finite; JSON has no word for it."""
         text = f'{{"value":{_number(value)},"low":{_number(low)},"high":{_number(high)}}}'
         return cls(
-            text, _NO_LABELS + b"".join([b"\0" if one is None else b"\2" + _DOUBLE.pack(one) for one in (value, low, high)])
+            text, NO_LABELS + b"".join([b"\0" if one is None else b"\2" + _DOUBLE.pack(one) for one in (value, low, high)])
         )
 
     @classmethod
@@ -104,7 +102,7 @@ class TaskPrediction:
         """The record `Prediction`."""
         if self._avro is None:
             found = [avro_string(one.label) + _DOUBLE.pack(one.confidence) for one in self.labels or ()]
-            self._avro = (avro_long(len(found)) + b"".join(found) if found else b"") + _NO_LABELS + _NO_VALUES
+            self._avro = (avro_long(len(found)) + b"".join(found) if found else b"") + NO_LABELS + NO_VALUES
         return self._avro
 
     @property
@@ -145,7 +143,7 @@ def _labels_in_avro(text: str) -> bytes | None:
             encoded.append(_name_in_avro(name) + _AVRO_OF_CONFIDENCE[confidence])
     except (KeyError, TypeError):  # another form, or not only a name and a number
         return None
-    return avro_long(len(labels)) + b"".join(encoded) + _NO_LABELS + _NO_VALUES
+    return avro_long(len(labels)) + b"".join(encoded) + NO_LABELS + NO_VALUES
 
 
 @lru_cache(maxsize=1 << 16)
@@ -157,31 +155,7 @@ def _name_in_avro(text: str) -> bytes:
     return avro_string(name)
 
 
-@dataclass(frozen=True)
-class LabelEncoder:
-    """Makes predictions of one task's labels from their indices and confidences."""
-
-    names: tuple[str, ...]
-
-    @cached_property
-    def _json(self) -> list[str]:
-        return [f'{{"label":{encode_basestring(name)},' for name in self.names]
-
-    @cached_property
-    def _avro(self) -> list[bytes]:
-        return [avro_string(name) for name in self.names]
-
-    def encode(self, labels: Sequence[int], steps: Sequence[int]) -> TaskPrediction:
-        """Labels by index, best first, each with its confidence in ten-thousandths (0 to `CONFIDENCE_STEPS`)."""
-        if not labels:
-            return _EMPTY
-        json_of, avro_of = self._json, self._avro
-        text = ",".join([json_of[label] + _CONFIDENCE_JSON[step] for label, step in zip(labels, steps, strict=True)])
-        avro = b"".join([avro_of[label] + _CONFIDENCE_AVRO[step] for label, step in zip(labels, steps, strict=True)])
-        return TaskPrediction(f'{{"labels":[{text}]}}', avro_long(len(labels)) + avro + _NO_LABELS + _NO_VALUES)
-
-
-_EMPTY = TaskPrediction('{"labels":[]}', _NO_LABELS + _NO_VALUES)
+_EMPTY = TaskPrediction('{"labels":[]}', NO_LABELS + NO_VALUES)
 
 
 def _number(value: float | None) -> str:

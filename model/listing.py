@@ -17,6 +17,9 @@ MAX_AUTHORS = 1_000
 MAX_DESCRIPTION_CHARACTERS = 200_000
 
 
+_NUMBERS = (int, float, Decimal)  # `int | float` in a function is made anew with each call
+
+
 class InvalidListing(ValueError):
     """The data are not a listing; the message names the field, what was expected and what was found."""
 
@@ -119,7 +122,7 @@ def _text(name: str, value: object, limit: int) -> str | None:
 def _names(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, (list, tuple)):
         raise InvalidListing(f"{name}: expected a list of strings or null, found {_shown(value)}")
     if len(value) > MAX_AUTHORS:
         raise InvalidListing(f"{name}: at most {MAX_AUTHORS} entries, found {len(value)}")
@@ -134,7 +137,7 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 def _number(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise InvalidListing(f"{name}: expected a number or null, found {_shown(value)}")
     try:
         number = float(value)
@@ -146,12 +149,12 @@ def _number(name: str, value: object) -> float | None:
 
 
 def _integer(name: str, value: object) -> int | None:
+    if value is None:
+        return None
     number: object = value
     # JSON writers that know only doubles; Debezium, for which every NUMERIC column is a Decimal
-    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+    if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
         number = int(value)
-    if number is None:
-        return None
     if isinstance(number, bool) or not isinstance(number, int):
         raise InvalidListing(f"{name}: expected an integer or null, found {_shown(value)}")
     if not -(2**63) <= number < 2**63:

@@ -14,7 +14,8 @@ from typing import Any
 from consumer import codec
 from consumer.batches import Partition
 from consumer.errors import DependencyUnavailable, TransactionAborted
-from consumer.records import Enriched, InputRecord, OutputRecord, State, Tombstone
+from consumer.predictions import Recall
+from consumer.records import CoverUse, Enriched, InputRecord, OutputRecord, State, Tombstone
 from consumer.schema_registry import ParsedSchema, UnknownSchema
 from tests.examples import INPUT_TOPIC
 
@@ -258,12 +259,12 @@ class FakeStore:
         self.write_failures, self.read_failures = Failures(), Failures()
         self.before_write: deque[Callable[[], None]] = deque()
 
-    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int) -> dict[str, Enriched]:
+    def unchanged(self, expected: Mapping[str, str], *, model_epoch: int, recall: Recall) -> dict[str, Enriched]:
         with self._lock:
             self.read_failures.raise_next()
             held = {key: self.states.get(key) for key in expected}
         return {
-            key: state
+            key: replace(state, version=0, cover=CoverUse.NONE)
             for key, state in held.items()
             if isinstance(state, Enriched) and (state.content, state.model_epoch) == (expected[key], model_epoch)
         }

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from consumer.inference.onnx import OnnxRuntimeBackend
 from consumer.prediction_store import PredictionStore
+from consumer.predictions import Predictions
 from consumer.records import Enriched
 from consumer.schemas import ParsedSchema
 from consumer.task_prediction import Label, TaskPrediction
@@ -79,7 +80,7 @@ def _when(services: Sequence[RunningService], holds: Callable[[list[float]], boo
     found: list[tuple[float, float]] = []
 
     def looked() -> bool:
-        time.sleep(0.1)
+        time.sleep(0.3)  # each look at the metrics costs the service 3 ms
         cpu_s = sum(service.cpu_seconds() for service in services)
         done = [answered(service) for service in services]
         found.append((sum(done), cpu_s))
@@ -128,7 +129,7 @@ def run_loop(surroundings: Surroundings, events: int, answer: bytes) -> dict[str
     store = PredictionStore(surroundings.redis_url, key_prefix=surroundings.redis_prefix, ttl_seconds=None)
     registry = surroundings.registry
     labels = [Label(f"label {m}", 0.5) for m in range(5)]
-    prediction = {f"task_{n}": TaskPrediction.classification(labels) for n in range(14)}
+    prediction = Predictions.of({f"task_{n}": TaskPrediction.classification(labels) for n in range(14)})
     producer.init_transactions(30)
     consumer.subscribe([topics.input])
     done, started_s, opened_s = 0, 0.0, 0.0

@@ -7,20 +7,25 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
+
+from consumer.batch_encoder import BatchEncoder, Said
 from consumer.prediction_store import PredictionStore
 from consumer.records import Enriched
-from consumer.task_prediction import Label, TaskPrediction
+from model.bundle import TaskSpec
 from tests.infrastructure.prepare import choose_without_changes
 from tests.infrastructure.redis_nodes import RedisCluster
 from tests.infrastructure.start import new_redis, started
 
 ROUNDS, BATCH, TASKS = 200, 256, 17
+LABELS = tuple(f"label {number}" for number in range(5))
+ENCODER = BatchEncoder([TaskSpec(name=f"task_{number}", kind="single", labels=LABELS) for number in range(TASKS)])
 
 
 def a_batch() -> list[Enriched]:
     """As large as the shipped bundle's answers: 17 tasks of up to five labels."""
-    labels = tuple(Label(f"label {number}", 0.1 * number) for number in range(5))
-    predictions = {f"task_{number}": TaskPrediction.classification(labels) for number in range(TASKS)}
+    said = Said(np.full((1, TASKS), 5), np.tile(np.arange(5), TASKS), np.full(5 * TASKS, 2000), np.zeros((1, 0, 3), np.float32))
+    predictions = ENCODER.encode(said)[0]
     return [Enriched(f"bd-{number}", 1, "c0ffee", predictions, "books@1.0.0", 1) for number in range(BATCH)]
 
 
@@ -41,7 +46,7 @@ def main() -> None:
         batch, hashes = a_batch(), {f"bd-{number}": "c0ffee" for number in range(BATCH)}
         calls: dict[str, Callable[[PredictionStore], object]] = {
             "write": lambda store: store.write(batch, now_ms=1),
-            "unchanged": lambda store: store.unchanged(hashes, model_epoch=1),
+            "unchanged": lambda store: store.unchanged(hashes, model_epoch=1, recall=ENCODER.recall),
         }
         for name, call in calls.items():
             times = [[took_ms(call, store) for store in stores] for _ in range(ROUNDS)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from consumer import assemble
+from consumer.batch_encoder import BatchEncoder
 from consumer.records import Answer, Change, Enriched, Outcome, State, Tombstone
 from consumer.task_prediction import Label, TaskPrediction
 from model.bundle import TaskSpec
@@ -20,7 +21,7 @@ BANDS = ("USD <10", "USD >=10", "CNY <30", "CNY >=30")
 
 def one_task(task: TaskSpec, rows: list[list[float]], listings: list[Listing]) -> list[TaskPrediction | None]:
     outputs = {task.name: np.array(rows, dtype=np.float32)}
-    return [answer.get(task.name) for answer in assemble.predictions(outputs, listings, [task])]
+    return [answer.get(task.name) for answer in assemble.predictions(outputs, listings, BatchEncoder([task]))]
 
 
 def labels(*found: tuple[str, float]) -> TaskPrediction:
@@ -120,7 +121,9 @@ def test_each_listing_gets_all_its_tasks() -> None:
     pages = TaskSpec(name="page_count", kind="regression")
     genre = TaskSpec(name="genre", kind="single", labels=("x", "y"))
     outputs = {"genre": np.array([[1, 0], [0, 1]], np.float32), "page_count": np.array([[1, 1, 1], [2, 2, 2]], np.float32)}
-    assert [list(one) for one in assemble.predictions(outputs, [A, B], [pages, genre])] == [["page_count", "genre"]] * 2
+    assert [list(one) for one in assemble.predictions(outputs, [A, B], BatchEncoder([pages, genre]))] == [
+        ["page_count", "genre"]
+    ] * 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

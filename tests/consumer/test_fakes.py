@@ -5,7 +5,7 @@ import pytest
 from consumer.batches import Partition
 from consumer.errors import TransactionAborted
 from consumer.records import Enriched, OutputRecord, State, Tombstone
-from tests.consumer.test_prediction_store import NOW_MS, REFUSED, WRITTEN, novel
+from tests.consumer.test_prediction_store import ENCODER, NOW_MS, REFUSED, WRITTEN, novel
 from tests.examples import INPUT_TOPIC, a_deletion
 from tests.fakes import FakeDelivery, FakeKafka, FakeSource, FakeStore
 
@@ -36,7 +36,7 @@ def test_the_store_knows_what_is_unchanged() -> None:
     store = FakeStore()
     held: list[Enriched | Tombstone] = [novel("a"), novel("b", content="beef"), novel("c", epoch=9), Tombstone("d", 1)]
     store.write(held, now_ms=NOW_MS)
-    assert store.unchanged(dict.fromkeys("abcde", "c0ffee"), model_epoch=3) == {"a": novel("a")}
+    assert store.unchanged(dict.fromkeys("abcde", "c0ffee"), model_epoch=3, recall=ENCODER.recall) == {"a": novel("a", version=0)}
 
 
 @pytest.fixture

@@ -5,16 +5,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import redis
 from fakeredis import TcpFakeServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from consumer.batch_encoder import BatchEncoder, Said
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
+from consumer.predictions import Predictions
 from consumer.records import CoverUse, Enriched, State, Tombstone
 from consumer.task_prediction import Label, TaskPrediction
+from model.bundle import TaskSpec
 from tests.journey.running import reader_of
 
 NOW_MS = 1_700_000_000_000
@@ -25,18 +29,30 @@ def novel(
     listing_id: str = "bd-1", *, version: int = 17, epoch: int = 3, label: str = "Fiction", content: str = "c0ffee"
 ) -> Enriched:
     """A listing whose department, topics and page count were predicted."""
-    return Enriched(
-        listing_id=listing_id,
-        version=version,
-        content=content,
-        predictions={
-            "department": TaskPrediction.classification((Label(label, 0.83), Label('历史 "quoted" \n', 1e-12))),
-            "topics": TaskPrediction.classification(()),
-            "page_count": TaskPrediction.regression(312.0, 190.5, 505.0),
-        },
-        model="books@1.2.0",
-        model_epoch=epoch,
+    return Enriched(listing_id, version, content, predicted(label), "books@1.2.0", epoch)
+
+
+ENCODER = BatchEncoder(
+    (
+        TaskSpec(name="department", kind="single", labels=("Fiction", "Poetry", '历史 "quoted" \n')),
+        TaskSpec(name="topics", kind="multi", labels=("stars",), thresholds=(0.5,)),
+        TaskSpec(name="page_count", kind="regression"),
     )
+)
+
+
+def predicted(label: str = "Fiction") -> Predictions:
+    """What a model with these tasks says, as it leaves a batch."""
+    department = ENCODER.tasks[0].labels.index(label)
+    values = np.array([[[312.0, 190.5, 505.0]]], dtype=np.float32)
+    return ENCODER.encode(Said(np.array([[2, 0, 0]]), np.array([department, 2]), np.array([8300, 1]), values))[0]
+
+
+def recalled(label: str = "Fiction") -> Predictions:
+    """The same, as it comes from a store that is taken to hold it."""
+    found = ENCODER.recall([predicted(label).compact])[0]
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +113,9 @@ def test_the_engine_that_predicted_is_kept(store: PredictionStore) -> None:
     state = replace(novel(), engine="0123456789abcdef0123456789abcdef")
     store.write([state], now_ms=NOW_MS)
     assert store.read(["bd-1"]) == [state]
-    assert store.unchanged({"bd-1": state.content}, model_epoch=state.model_epoch) == {"bd-1": state}
+    assert store.unchanged({"bd-1": state.content}, model_epoch=state.model_epoch, recall=ENCODER.recall) == {
+        "bd-1": replace(state, version=0)
+    }
 
 
 def test_what_was_written_is_read(store: PredictionStore) -> None:
@@ -112,7 +130,7 @@ def test_the_layout_is_the_contracts(make_store: MakeStore, client: redis.Redis)
     store = make_store(key_prefix=prefix)
     store.write([novel("bd-1"), Tombstone("bd-2", -4)], now_ms=NOW_MS)
     assert client.hgetall(f"{prefix}{{bd-1}}") == {
-        "department": '{"labels":[{"label":"Fiction","confidence":0.83},{"label":"历史 \\"quoted\\" \\n","confidence":1e-12}]}',
+        "department": '{"labels":[{"label":"Fiction","confidence":0.83},{"label":"历史 \\"quoted\\" \\n","confidence":0.0001}]}',
         "topics": '{"labels":[]}',
         "page_count": '{"value":312.0,"low":190.5,"high":505.0}',
         "_version": "17",
@@ -120,6 +138,7 @@ def test_the_layout_is_the_contracts(make_store: MakeStore, client: redis.Redis)
         "_model_epoch": "3",
         "_content": "c0ffee",
         "_updated_ms": str(NOW_MS),
+        "_compact": predicted().compact.decode(),
     }
     assert client.hgetall(f"{prefix}{{bd-2}}") == {"_version": "-4", "_deleted": "1"}
 
@@ -206,8 +225,49 @@ def test_unchanged_listings_are_those_whose_content_and_model_are_the_same(store
         now_ms=NOW_MS,
     )
     names = ["other-content", "other-model", "deleted", "never-seen", "same"]
-    assert store.unchanged(dict.fromkeys(names, "aa"), model_epoch=3) == {"same": novel("same", content="aa")}
-    assert store.unchanged({}, model_epoch=3) == {}
+    found = store.unchanged(dict.fromkeys(names, "aa"), model_epoch=3, recall=ENCODER.recall)
+    assert found == {"same": novel("same", version=0, content="aa")}
+    assert store.unchanged({}, model_epoch=3, recall=ENCODER.recall) == {}
+
+
+def test_an_unchanged_listing_is_written_without_its_tasks(make_store: MakeStore, client: redis.Redis) -> None:
+    """Answers that came from the store are not sent again: its fields of the tasks stay as they are, the others are replaced."""
+    prefix = f"test-{uuid.uuid4().hex[:10]}:"
+    store = make_store(key_prefix=prefix)
+    store.write([novel(version=1)], now_ms=NOW_MS)
+    client.hset(f"{prefix}{{bd-1}}", "topics", "untouched")
+    newer = replace(novel(version=2), predictions=recalled())
+    assert store.write([newer], now_ms=NOW_MS + 1)[0] is newer
+    held = client.hgetall(f"{prefix}{{bd-1}}")
+    assert (held["topics"], held["_version"], held["_updated_ms"]) == ("untouched", "2", str(NOW_MS + 1))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        Tombstone("bd-1", 1),
+        novel(version=1, content="beef"),
+        novel(version=1, label="Poetry"),
+        replace(novel(version=1), engine="0123456789abcdef"),
+        replace(novel(version=1), predictions=dict(predicted())),
+    ],
+)
+def test_what_the_store_no_longer_holds_is_sent_whole(store: PredictionStore, stored: State | None) -> None:
+    """Another process wrote something else meanwhile: the listing is written with all its tasks, as if it were new."""
+    store.write([stored] if stored else [], now_ms=NOW_MS)
+    newer = replace(novel(version=2), predictions=recalled())
+    others: list[State] = [novel("a"), newer, Tombstone("c", 1)]
+    assert store.write(others, now_ms=NOW_MS)[1] is newer
+    assert store.read(["a", "bd-1", "c"]) == [novel("a"), novel(version=2), Tombstone("c", 1)]
+
+
+def test_a_newer_listing_is_not_replaced_by_an_unchanged_one(store: PredictionStore) -> None:
+    """The guard stands before anything else."""
+    store.write([novel(version=3, content="beef")], now_ms=NOW_MS)
+    late = replace(novel(version=2), predictions=recalled())
+    assert store.write([late], now_ms=NOW_MS) == [novel(version=3, content="beef")]
+    assert store.read(["bd-1"]) == [novel(version=3, content="beef")]
 
 
 def test_an_empty_batch_costs_nothing(store: PredictionStore) -> None:
@@ -244,7 +304,7 @@ def test_a_store_that_forgot_its_scripts_is_told_again(store: PredictionStore, c
     store.write([novel(version=1)], now_ms=NOW_MS)
     client.script_flush()
     assert store.write([novel(version=2)], now_ms=NOW_MS) == [novel(version=2)]
-    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3) == {"bd-1": novel(version=2)}
+    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3, recall=ENCODER.recall) == {"bd-1": novel(version=0)}
 
 
 def test_what_others_wrote_is_overwritten_or_named(make_store: MakeStore, client: redis.Redis) -> None:
@@ -253,8 +313,8 @@ def test_what_others_wrote_is_overwritten_or_named(make_store: MakeStore, client
     store = make_store(key_prefix=prefix)
     client.hset(f"{prefix}{{bd-1}}", mapping={"title": "Emma"})
     assert store.write([novel()], now_ms=NOW_MS) == [novel()]
-    client.hset(f"{prefix}{{bd-1}}", "topics", "[broken")
-    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3) == {}
+    client.hset(f"{prefix}{{bd-1}}", mapping={"topics": "[broken", "_compact": "broken"})
+    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3, recall=ENCODER.recall) == {}
     with pytest.raises(DependencyUnavailable, match="holds what this service did not write"):
         store.read(["bd-1"])
     assert store.write([novel()], now_ms=NOW_MS) == [novel()]
@@ -289,9 +349,11 @@ STATES = st.one_of(
         listing_id=NAMES,
         version=VERSIONS,
         content=st.sampled_from(["x", "y"]),
-        predictions=TASKS,
+        predictions=TASKS | st.sampled_from([predicted(), predicted("Poetry"), recalled(), recalled("Poetry")]),
         model=st.just("books@1.2.0"),
         model_epoch=EPOCHS,
+        cover=st.sampled_from(CoverUse),
+        engine=st.sampled_from([None, "0123", "4567"]),
     ),
     st.builds(Tombstone, listing_id=NAMES, version=VERSIONS),
 )
@@ -325,8 +387,10 @@ def test_any_history_follows_the_rules(make_store: MakeStore, batches: list[list
     assert store.read(names) == [model.get(name) for name in names]
     live = {name: state for name, state in model.items() if isinstance(state, Enriched)}
     for epoch in {state.model_epoch for state in live.values()}:
-        assert store.unchanged(dict.fromkeys(names, "x"), model_epoch=epoch) == {
-            name: state for name, state in live.items() if state.content == "x" and state.model_epoch == epoch
+        assert store.unchanged(dict.fromkeys(names, "x"), model_epoch=epoch, recall=ENCODER.recall) == {
+            name: replace(state, version=0, cover=CoverUse.NONE)
+            for name, state in live.items()
+            if (state.content, state.model_epoch) == ("x", epoch) and isinstance(state.predictions, Predictions)
         }
     store.close()
 
@@ -338,7 +402,7 @@ def test_a_store_that_is_not_there_is_a_dependency() -> None:
         store.check,
         lambda: store.read(["a"]),
         lambda: store.write([novel()], now_ms=NOW_MS),
-        lambda: store.unchanged({"a": "b"}, model_epoch=1),
+        lambda: store.unchanged({"a": "b"}, model_epoch=1, recall=ENCODER.recall),
     ]
     for call in calls:
         with pytest.raises(DependencyUnavailable, match="redis is not available") as caught:

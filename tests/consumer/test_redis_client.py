@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
-from tests.consumer.test_prediction_store import NOW_MS, novel
+from tests.consumer.test_prediction_store import ENCODER, NOW_MS, novel
 from tests.faults.wire import Wire, port_of
 from tests.infrastructure.choose import Choice
 from tests.infrastructure.redis_nodes import RedisCluster, new_node
@@ -146,6 +146,6 @@ def test_the_guard_holds_while_a_slot_moves(redis_cluster: RedisCluster, redis_p
     assert store.read(["bd-1"]) == [novel(version=6)]
     redis_cluster.end_move(slot, source, target)
     assert store.write([novel(version=5)], now_ms=NOW_MS) == [novel(version=6)]
-    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3) == {"bd-1": novel(version=6)}
+    assert store.unchanged({"bd-1": "c0ffee"}, model_epoch=3, recall=ENCODER.recall) == {"bd-1": novel(version=0)}
     assert redis_cluster.ask(target, "EXISTS", key) == 1
     store.close()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.schemas import ENRICHED_LISTING
-from consumer.task_prediction import CONFIDENCE_STEPS, Label, LabelEncoder, TaskPrediction, avro_long, avro_string
+from consumer.task_prediction import CONFIDENCE_STEPS, Label, TaskPrediction, avro_long, avro_string
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -69,20 +69,6 @@ def test_a_name_that_looks_like_our_json_stays_a_name() -> None:
     found = TaskPrediction.from_json(TaskPrediction.classification([trap, trap]).json)
     assert found.labels == (trap, trap)
     assert found.avro == by_fastavro(RECORD, as_record(found))
-
-
-@given(
-    names=st.lists(TEXTS, min_size=1, max_size=200, unique=True),
-    found=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, CONFIDENCE_STEPS)), max_size=200),
-)
-def test_a_batchs_encoder_writes_the_same(names: list[str], found: list[tuple[int, int]]) -> None:
-    """The tables hold what a single prediction's encoding gives, for any number of labels."""
-    labels, steps = [label % len(names) for label, _ in found], [step for _, step in found]
-    encoded = LabelEncoder(tuple(names)).encode(labels, steps)
-    expected = TaskPrediction.classification(
-        [Label(names[label], step / CONFIDENCE_STEPS) for label, step in zip(labels, steps, strict=True)]
-    )
-    assert (encoded.json, encoded.avro) == (expected.json, expected.avro)
 
 
 @given(number=st.integers(-(2**63), 2**63 - 1))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import fastavro
 
 _FRAME = struct.Struct(">bI")  # a zero byte and the schema's id, in front of each value
-_OF_THE_STORE = ("_version", "_model", "_model_epoch", "_content", "_updated_ms")
+_OF_THE_STORE = ("_version", "_model", "_model_epoch", "_content", "_updated_ms", "_compact")
 
 
 class Record(Protocol):

@@ -32,7 +32,7 @@ def no_fencing() -> None:
 def no_guard() -> None:
     """The store takes every write, whatever it holds."""
     guarded = prediction_store._WRITE.source
-    asked = "if refuses(redis.call('HMGET', key, '_version', '_model_epoch', '_deleted'), version, epoch) then"
+    asked = "if refuses(stored, version, epoch) then"
     open_to_all = guarded.replace(asked, "if false then")
     assert open_to_all != guarded
     prediction_store._WRITE = Script(open_to_all)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from consumer.crash_marks import CrashMarks
 from consumer.errors import DependencyUnavailable, SettingsError
 from consumer.prediction_store import PredictionStore
 from consumer.records import Tombstone
-from tests.consumer.test_prediction_store import NOW_MS, novel
+from tests.consumer.test_prediction_store import ENCODER, NOW_MS, novel
 from tests.infrastructure.kafka_secure import new_certificates
 from tests.infrastructure.redis_nodes import SecureRedisServer
 from tests.journey.publishing import publish
@@ -61,7 +61,7 @@ def work(server: SecureRedisServer, *, ttl_seconds: int | None = None) -> None:
     try:
         store.write([novel(version=2)], now_ms=NOW_MS)
         assert store.write([novel(version=1)], now_ms=NOW_MS) == [novel(version=2)]
-        assert len(store.unchanged({"bd-1": "c0ffee"}, model_epoch=3)) == 1
+        assert len(store.unchanged({"bd-1": "c0ffee"}, model_epoch=3, recall=ENCODER.recall)) == 1
         store.write([Tombstone("bd-1", 3)], now_ms=NOW_MS)
         assert store.read(["bd-1"]) == [Tombstone("bd-1", 3)]
         marks.write(("t", 0), "17 0 process")
