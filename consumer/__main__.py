@@ -1,6 +1,5 @@
 """The commands. Each does one thing; `--help` teaches it with an example."""
 
-import gc
 import os
 import signal
 import sys
@@ -86,7 +85,6 @@ def run(config: Config = None) -> None:
     try:
         loaded = _load(config, command=False)
         service = Service(loaded)
-        gc.freeze()  # what was imported stays: the collector would go through it again and again, for nothing
         signal.signal(signal.SIGHUP, lambda *_: service.reload())
         service.run(stop)
     except Exception as error:

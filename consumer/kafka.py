@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 Partition = tuple[str, int]
 
 RECALL_TIMEOUT_S = 10.0
+LAG_TIMEOUT_S = 0.5
 BEGIN_TIMEOUT_S = 1.0  # how long the other partitions wait for one that does not know yet where to begin
 
 _REFUSALS = (
@@ -237,15 +238,23 @@ class KafkaSource:
         return self._consumer.consumer_group_metadata()
 
     def lag(self) -> dict[int, int]:
-        """Records behind the end, by partition, from the client's cache; partitions not read yet are absent."""
-        lag = {}
-        for topic, partition in self._generations:
-            position = self._resume_at.get((topic, partition))
+        """Records behind the end, by partition; partitions not read yet are absent.
+
+        The end is the one that the last fetch told. A paused partition is not fetched: its end is asked for.
+        """
+        lag, broker_answers = {}, True
+        for one in self._generations:
+            position, place = self._resume_at.get(one), TopicPartition(*one)
             if position is None:
                 continue
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            _, high = self._consumer.get_watermark_offsets(place, cached=True)
+            if broker_answers and one in self._paused:
+                try:
+                    _, high = self._consumer.get_watermark_offsets(place, timeout=LAG_TIMEOUT_S)
+                except KafkaException:
+                    broker_answers = False
             if high >= 0:
-                lag[partition] = max(0, high - position)
+                lag[one[1]] = max(0, high - position)
         return lag
 
     def close(self) -> None:

@@ -5,8 +5,7 @@
 
 `prepare` (poll to features), `predict` (infer, assemble) and `finish` (Redis to commit) each take a whole batch. They overlap:
 one thread prepares batch n+1, the model's thread predicts batch n, the main thread polls, finishes batch n-1 and commits.
-Batches finish in the order in which they were read. Between two of them another model may take over (`model_swap.py`): a batch
-keeps the model that it began with to its end.
+Batches finish in the order in which they were read. Between two of them another model may take over (`model_swap.py`).
 
 The delivery guarantee, by number, where the code keeps it:
   1. Each input offset is answered exactly once: answers, dead letters and offsets are one transaction       `finish`, `commit`
@@ -345,6 +344,7 @@ class Pipeline:
         if time.monotonic() - self._polled_at_s > KEEP_ALIVE_AFTER_S:
             self._source.keep_alive()
             self._check_ownership()
+            self._metrics.set_lag(self._source.lag())
 
     def _while_away(self) -> None:
         """An open transaction must not time out while something else is waited for."""

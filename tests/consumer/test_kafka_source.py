@@ -58,6 +58,8 @@ class FakeConsumer:
         self.script: deque[Step] = deque()
         self.seeks: list[tuple[int, int]] = []
         self.group: dict[int, int] = {}
+        self.fetched_to: dict[int, int] = {}  # the ends that fetches told
+        self.ends: dict[int, int] = {}  # as the broker knows them
         self.untold: set[int] = set()  # partitions of which the group does not tell now
 
     def subscribe(self, _: list[str], **callbacks: Callable[..., None]) -> None:
@@ -96,6 +98,12 @@ class FakeConsumer:
 
     def pause(self, _: list[TopicPartition]) -> None: ...
     def resume(self, _: list[TopicPartition]) -> None: ...
+
+    def get_watermark_offsets(self, of: TopicPartition, timeout: float = 0, cached: bool = False) -> tuple[int, int]:
+        end = (self.fetched_to if cached else self.ends).get(of.partition)
+        if end is None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return 0, end
 
     def seek(self, to: TopicPartition) -> None:
         self.seeks.append((to.partition, to.offset))
@@ -239,6 +247,19 @@ def test_a_begin_that_could_not_be_checked_loses_nothing(source: KafkaSource, mo
             offsets(source)
     assert offsets(source) == [(1, 7)]
     assert client.seeks == [(0, 8)]
+
+
+def test_the_lag_grows_while_nothing_is_fetched(source: KafkaSource) -> None:
+    """Work is stuck and the partitions are paused: the ends are asked for; a broker that is away leaves the last ones known."""
+    client = client_of(source)
+    client.script.extend([FakeMessage(5), FakeMessage(7, partition=1)])
+    offsets(source)
+    client.fetched_to, client.ends = {0: 6, 1: 9}, {0: 100, 1: 200}
+    assert source.lag() == {0: 1, 1: 2}
+    source.keep_alive()
+    assert source.lag() == {0: 95, 1: 193}
+    client.ends = {}
+    assert source.lag() == {0: 1, 1: 2}
 
 
 def raises(error: Exception) -> Callable[..., Any]:

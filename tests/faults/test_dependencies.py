@@ -32,6 +32,12 @@ def goes_on(surroundings: Surroundings, service: Replica, since_s: float, what: 
     print(f"\n{what}: goes on {time.monotonic() - since_s:.1f} s after its return; {service.memory_mb():.0f} MB resident")
 
 
+def lag(service: Replica) -> float:
+    """Records that wait in all partitions, as /metrics says."""
+    _, text = service.get("/metrics")
+    return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("enricher_lag_records{"))
+
+
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 def test_redis_away_is_waited_for(
     surroundings: Surroundings, load: Load, watcher: Watcher, redis_server: RedisServer, how: str
@@ -46,6 +52,7 @@ def test_redis_away_is_waited_for(
         stuck = answered(surroundings)
         time.sleep(0.3 * AWAY_S)
         assert answered(surroundings) == stuck, "the topic went on without the store"
+        wait_until(lambda: lag(service) > 50, "the metric tells of the records that wait")
         come()
         goes_on(surroundings, service, time.monotonic(), f"redis {how} {AWAY_S:g} s")
         prove(surroundings, load, f"redis {how}")
