@@ -154,10 +154,11 @@ class KafkaSource:
         partitions are assigned meanwhile librdkafka (2.16, `rd_kafka_assignment_apply_offsets`) takes that for "nothing was ever
         committed" and begins by `auto.offset.reset`: it would answer the whole partition again.
         """
+        if not (new := self._generations.keys() - self._resume_at.keys()):
+            return
         begun: dict[Partition, int] = {}
-        for message in self._early:
-            topic, number, offset = position_of(message)
-            if (topic, number) not in self._resume_at:
+        for topic, number, offset in map(position_of, self._early):
+            if (topic, number) in new:
                 begun.setdefault((topic, number), offset)
         committed = self._committed_offsets(begun) if begun else {}
         for partition, offset in begun.items():

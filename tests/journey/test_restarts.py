@@ -173,9 +173,13 @@ def test_a_partition_does_not_begin_anew_while_a_dead_member_s_transaction_is_op
             begun.setdefault(record.partition, record.offset)
         return 0 in begun
 
-    client.incremental_assign([TopicPartition(topic, 0)])
+    def assign(number: int) -> None:
+        source._assigned(client, [TopicPartition(topic, number)])
+        client.incremental_assign([TopicPartition(topic, number)])
+
+    assign(0)
     read()
-    client.incremental_assign([TopicPartition(topic, 1)])
+    assign(1)
     wait_until(lambda: read() or 1 in begun, "one begins")
     read()
     read()
