@@ -1,14 +1,19 @@
-"""Programs that tests of the chart need and no package of Debian's has: from PATH, or built by Go into the cache."""
+"""What tests of the chart need and no package of Debian's has, by Go: programs, built into the cache, and modules' files."""
 
+import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from tests.infrastructure.commands import SetupError, Stopwatch, run, say
 from tests.infrastructure.paths import cache_folder
-from tests.infrastructure.versions import HELM
+from tests.infrastructure.versions import HELM, KUBECONFORM
 
-_MODULES = {"helm": f"helm.sh/helm/v3/cmd/helm@{HELM}"}
+_MODULES = {
+    "helm": f"helm.sh/helm/v3/cmd/helm@{HELM}",
+    "kubeconform": f"github.com/yannh/kubeconform/cmd/kubeconform@{KUBECONFORM}",
+}
 
 
 def find(program: str) -> Path | None:
@@ -28,6 +33,16 @@ def install() -> None:
                 run(argv, log_name=program, timeout_seconds=1_800, env={**os.environ, "GOBIN": str(_folder())})
         except SetupError as failed:
             say(f"{program}: {failed}")
+
+
+def module_folder(module: str) -> Path | None:
+    """The files of `path@version`, in Go's own cache; None where they cannot be had."""
+    argv = ["go", "mod", "download", "-json", module]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ, "GOFLAGS": "-mod=mod"})
+    except FileNotFoundError:
+        return None
+    return Path(json.loads(done.stdout)["Dir"]) if done.returncode == 0 else None
 
 
 def _folder() -> Path:

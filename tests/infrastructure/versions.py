@@ -15,7 +15,9 @@ TENSORRT = {
     "11.2": ("tensorrt-cu13-bindings==11.2.1.2", "org.bytedeco:tensorrt:11.2-1.5.14"),
 }
 HELM = "v3.22.0"
-KEDA = "v2.21.0"  # of these two the definitions of custom resources, to hold the chart against
+KUBECONFORM = "v0.8.0"
+KUBERNETES = "v1.34.4"  # of these three the schemas, to hold the chart against
+KEDA = "v2.21.0"
 PROMETHEUS_OPERATOR = "v0.85.0"
 
 

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from tests.infrastructure import tools
+from tests.infrastructure.versions import KUBERNETES
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "chart"
 VALUE_FILES = sorted((CHART / "ci").glob("*.yaml"))
 # Helm's own guess is an old one where it was built by `go install`.
-KUBERNETES = "1.34.4"
+OF_KUBERNETES = ("--kube-version", KUBERNETES)
 
 Manifest = dict[str, Any]
 
@@ -30,7 +31,7 @@ def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> "subproces
 
 def template(values: Mapping[str, Any] | None = None, *files: Path) -> "subprocess.CompletedProcess[str]":
     named = [argument for file in files for argument in ("--values", str(file))]
-    return helm("template", "books", str(CHART), "--namespace", "shop", "--kube-version", KUBERNETES, *named, values=values)
+    return helm("template", "books", str(CHART), "--namespace", "shop", *OF_KUBERNETES, *named, values=values)
 
 
 def render(values: Mapping[str, Any] | None = None, *files: Path) -> list[Manifest]:

@@ -6,11 +6,15 @@ import shlex
 import subprocess
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.infrastructure import tools
+from consumer.settings import ModelSettings
+from model.bundle import MANIFEST
+from tests.faults.bundles import another_bundle
+from tests.infrastructure import service_image, tools
 from tests.journey.running import Surroundings, wait_until
 from tests.kubernetes.chart import CHART, Manifest
 
@@ -48,7 +52,7 @@ class Cluster:
     def load(self, image: str) -> None:
         """The image is on every node: by the command that CLUSTER_LOAD names, to which the image is given."""
         has = [
-            any(image in name for one in node["status"].get("images", []) for name in one.get("names", []))
+            any(image in name for one in node["status"].get("images", []) for name in one.get("names") or [])
             for node in self.get("nodes")
         ]
         if not all(has):
@@ -139,6 +143,30 @@ class Release:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"helm {shlex.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+
+# `cp`, which the init container runs, and its libraries: all of the service's image would take a minute to bring to the nodes.
+_ONLY_CP = """
+RUN mkdir /tmp/only && cp -L --parents /bin/cp $(ldd /bin/cp | grep -o '/[^ ]*') /tmp/only
+FROM scratch
+COPY --from=whole /tmp/only /
+COPY bundle /bundle
+"""
+
+
+def bundle_image(cluster: Cluster, image: str, folder: Path, *, version: str, later_s: int) -> str:
+    """The shipped bundle under another version and an epoch so much later, as an image on every node."""
+    manifest = json.loads((Path(ModelSettings().bundle) / MANIFEST).read_text(encoding="utf-8"))
+    another_bundle(folder / "bundle", version=version, epoch=manifest["epoch"] + later_s, labels=3)
+    return image_of_bundle(cluster, image, folder, tag=version)
+
+
+def image_of_bundle(cluster: Cluster, image: str, folder: Path, *, tag: str) -> str:
+    """`folder`/bundle, as it is, as an image on every node; `cp` comes from the service's image."""
+    bundle = f"listing-enricher-test/bundle:{tag}"
+    service_image.build_on(f"{image} AS whole", _ONLY_CP, folder, tag=bundle)
+    cluster.load(bundle)
+    return bundle
 
 
 def values_for(surroundings: Surroundings, image: str, **overrides: str) -> dict[str, Any]:

@@ -1,18 +1,16 @@
 """The custom resources of KEDA and Prometheus, from the Go modules of those projects, for as long as a test needs them."""
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.infrastructure.tools import module_folder
 from tests.infrastructure.versions import KEDA, PROMETHEUS_OPERATOR
 from tests.journey.running import wait_until
 from tests.kubernetes.cluster import Cluster
 
 # Kind to module and the file of its definition there.
-_DEFINITIONS = {
+DEFINITIONS = {
     "ScaledObject": (f"github.com/kedacore/keda/v2@{KEDA}", "config/crd/bases/keda.sh_scaledobjects.yaml"),
     "ServiceMonitor": (
         f"github.com/prometheus-operator/prometheus-operator@{PROMETHEUS_OPERATOR}",
@@ -31,8 +29,8 @@ def with_crds(cluster: Cluster, kinds: set[str]) -> Iterator[set[str]]:
     known = set(kinds)
     added: list[Path] = []
     try:
-        for kind in kinds & set(_DEFINITIONS):
-            file = _file(kind)
+        for kind in kinds & set(DEFINITIONS):
+            file = definition_file(kind)
             if file is None:
                 known.discard(kind)
                 continue
@@ -50,13 +48,8 @@ def with_crds(cluster: Cluster, kinds: set[str]) -> Iterator[set[str]]:
             cluster.kubectl("delete", "-f", str(file))
 
 
-def _file(kind: str) -> Path | None:
-    module, path = _DEFINITIONS[kind]
-    argv = ["go", "mod", "download", "-json", module]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ, "GOFLAGS": "-mod=mod"})
-    except FileNotFoundError:
-        return None
-    if done.returncode != 0:
-        return None
-    return Path(json.loads(done.stdout)["Dir"]) / path
+def definition_file(kind: str) -> Path | None:
+    """The definition; None where its module cannot be had."""
+    module, path = DEFINITIONS[kind]
+    folder = module_folder(module)
+    return folder / path if folder else None

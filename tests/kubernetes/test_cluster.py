@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.load import Load
-from tests.infrastructure import service_image
 from tests.infrastructure.servers import KafkaServer, RedisServer, Server
 from tests.journey.running import Surroundings, wait_until
 from tests.kubernetes.chart import VALUE_FILES, only, render
-from tests.kubernetes.cluster import Cluster, Release
+from tests.kubernetes.cluster import Cluster, Release, image_of_bundle
 from tests.kubernetes.conftest import NewRelease
 from tests.kubernetes.crds import with_crds
 
@@ -160,9 +159,8 @@ def test_a_corrupt_bundle_is_named(cluster: Cluster, new_release: NewRelease, im
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
-    service_image.build_on(image, "COPY bundle /bundle", tmp_path, tag="listing-enricher-test/bundle:corrupt")
-    cluster.load("listing-enricher-test/bundle:corrupt")
-    release = new_release(model={"bundle": "listing-enricher-test/bundle:corrupt", "pullPolicy": "Never"})
+    corrupt = image_of_bundle(cluster, image, tmp_path, tag="corrupt")
+    release = new_release(model={"bundle": corrupt, "pullPolicy": "Never"})
     release.install()
     says(release, "model.onnx", "sha256")
     assert release.ended()["exitCode"] == 2

@@ -1,8 +1,5 @@
 """What a platform team does to a running service, under load: nothing is lost, nothing doubled, and the lag is gone at once."""
 
-import hashlib
-import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +10,8 @@ import pytest
 from tests.faults.history import answered, asked, prove
 from tests.faults.load import Load
 from tests.faults.watcher import Watcher
-from tests.infrastructure import service_image
 from tests.journey.running import Surroundings, decode_enriched, read_topic, wait_until
-from tests.kubernetes.cluster import Cluster, Release
+from tests.kubernetes.cluster import Cluster, Release, bundle_image
 from tests.kubernetes.conftest import NewRelease
 
 pytestmark = pytest.mark.integration
@@ -99,7 +95,7 @@ def test_a_model_is_rolled_out_and_back_under_load(
     tmp_path: Path,
 ) -> None:
     """One value changes the model; what is stored never goes back; `helm rollback` brings the former one."""
-    newer = bundle_image(cluster, image, tmp_path)
+    newer = bundle_image(cluster, image, tmp_path, version="9.9.9", later_s=1000)
     release = new_release(replicas=2)
     release.install()
     release.wait_rolled_out()
@@ -121,18 +117,3 @@ def test_a_model_is_rolled_out_and_back_under_load(
             epochs[version] = event["model_epoch"]
     print(f"events by model and epoch: {dict(by_model)}")
     assert len(by_model) == 2
-
-
-def bundle_image(cluster: Cluster, image: str, folder: Path) -> str:
-    """The shipped bundle under a later version and epoch, as an image on every node."""
-    shutil.copytree(BUNDLE, folder / "bundle")
-    manifest = folder / "bundle" / "manifest.json"
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["version"], content["epoch"] = "9.9.9", content["epoch"] + 1000
-    manifest.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    (folder / "bundle" / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n", encoding="ascii")
-    tag = "listing-enricher-test/bundle:newer"
-    service_image.build_on(image, "COPY bundle /bundle", folder, tag=tag)
-    cluster.load(tag)
-    return tag
