@@ -1,4 +1,4 @@
-"""A real cluster: `make test-kubernetes`. Without KUBERNETES=1, in `make test`, only the chart's own tests run.
+"""A real cluster: `make test-kubernetes`. Without KUBERNETES=1, in `make test`, neither these nor the compose file's run.
 
 KUBECONFIG         names the cluster; `kubectl` is on PATH
 CLUSTER_LOAD       the command that brings an image to its nodes: `kind load docker-image`, `…/cluster.sh load`
@@ -19,6 +19,7 @@ from tests.journey.running import Surroundings
 from tests.kubernetes.cluster import Cluster, Release, values_for
 
 _HERE = Path(__file__).resolve().parent
+_ONLY_ON_DEMAND = ("test_cluster", "test_compose_up")
 _NEEDED = ("KUBECONFIG", "CLUSTER_LOAD", "TEST_SERVERS_HOST")
 
 NewRelease = Callable[..., Release]
@@ -27,7 +28,7 @@ NewRelease = Callable[..., Release]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get("KUBERNETES") == "1":
         return
-    left_out = [item for item in items if _HERE in item.path.parents and item.path.name.startswith("test_cluster")]
+    left_out = [item for item in items if _HERE in item.path.parents and item.path.name.startswith(_ONLY_ON_DEMAND)]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
