@@ -269,7 +269,7 @@ def replay_letters(
 ) -> None:
     """Puts the original bytes back on the input topic; the dead letters stay where they are.
 
-    Example: python -m consumer dead-letters replay --reason 'unknown schema'
+    Example: python -m consumer dead-letters replay --reason 'no schema'
     """
     chosen = dead_letters.Filter(stage, reason, since, until, position)
     kafka = _load(config).kafka

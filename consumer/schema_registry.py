@@ -183,6 +183,8 @@ def _asked(ask: Callable[[], Answer]) -> Answer:
         return ask()
     except SchemaRegistryError as error:
         status, code = error.http_status_code, error.error_code
+        if status == 409 and "already exists" in str(error.error_message):  # Apicurio, while it loads what it has stored
+            raise DependencyUnavailable("schema_registry", str(error)) from error
         if status in (409, 422) or (status == 404 and code in _NOT_FOUND_CODES):
             raise
         raise DependencyUnavailable("schema_registry", str(error)) from error

@@ -129,6 +129,17 @@ def test_an_incompatible_schema_is_refused(registry_url: str, subject: str) -> N
         registry.close()
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [("An artifact with this ID already exists.", DependencyUnavailable), ("incompatible with an earlier schema", SchemaRefused)],
+)
+def test_a_registry_that_still_loads_is_waited_for(answering: Answering, message: str, error: type[Exception]) -> None:
+    """Apicurio says 409 for both: that it does not know yet what it has stored, and that a schema does not fit."""
+    registry, _ = answering(409, {"error_code": 409, "message": message})
+    with pytest.raises(error):
+        registry.register("listings-value", schemas.LISTING)
+
+
 def test_in_one_process_a_name_is_one_registry() -> None:
     """Who says the same mock:// name shares the registry; another name is another registry."""
     schema_id = SchemaRegistry("mock://one", {}).register("s", schemas.LISTING)
