@@ -21,6 +21,7 @@ from consumer.records import Enriched
 from consumer.schemas import ParsedSchema
 from consumer.task_prediction import Label, TaskPrediction
 from model.bundle import Bundle
+from model.cover import decode_cover
 from model.listing import listing_from_mapping
 from tests.infrastructure.topics import create_topics
 from tests.journey.running import RunningService, Surroundings, read_topic, wait_until
@@ -119,6 +120,18 @@ def bare_model(listings: list[dict[str, Any]], bundle: Bundle) -> Callable[[], d
         return {"events_per_s": len(read) / (time.perf_counter() - started_s)}
 
     return run
+
+
+def decoding(covers: Sequence[bytes], bundle: Bundle) -> dict[str, float]:
+    """What decoding these covers to the model's size costs by itself."""
+    begun_s, cpu_s = time.perf_counter(), time.process_time()
+    for cover in covers:
+        decode_cover(cover, bundle.manifest.features)
+    million = 1e6 / len(covers)
+    return {
+        "events_per_s": len(covers) / (time.perf_counter() - begun_s),
+        "cpu_s_per_million": (time.process_time() - cpu_s) * million,
+    }
 
 
 def run_loop(surroundings: Surroundings, events: int, answer: bytes) -> dict[str, float]:

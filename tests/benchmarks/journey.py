@@ -7,6 +7,7 @@ Contestants over the same real listings, on a real Kafka, Redis and registry, in
     at least once   the service with the other guarantee
     two replicas    two processes, two partitions each
     free model      the service with a model that costs nothing
+    covers          the same, every listing with a JPEG of 200 x 300; decoding alone beside it
     bare model      the same ONNX session, threads and batch size over arrays that are ready
     bare loop       consume, decode, one guarded write a batch, produce, transaction: no features, no model
 
@@ -22,6 +23,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,13 @@ from tests.benchmarks.contestants import (
     answered,
     bare_model,
     console,
+    decoding,
     newer,
     run_loop,
     run_service,
     with_fresh_outputs,
 )
-from tests.benchmarks.listings import real_listings
+from tests.benchmarks.listings import real_covers, real_listings
 from tests.benchmarks.surroundings import own_surroundings
 from tests.infrastructure.topics import create_topics
 from tests.journey.publishing import publish
@@ -57,6 +60,8 @@ RATIOS = {
     "two replicas ÷ one": ("two replicas", "service", "events_per_s", 1.8),
     "CPU of two replicas ÷ of one": ("two replicas", "service", "cpu_s_per_million", 1.1),
 }
+COVERS = 200  # different ones
+COVERED_SHARE = 4  # a quarter of the listings: a cover is forty times a listing's bytes
 _LESS_IS_BETTER = {"CPU of two replicas ÷ of one"}
 CHECK_TOLERANCE = 0.25  # what a shared machine does to a median of three
 
@@ -68,6 +73,10 @@ def measure(surroundings: Surroundings, listings: list[dict[str, Any]], rounds: 
     publish(surroundings, track(listings, description="publishing", console=console))
     again = replace(surroundings, topics=create_topics(surroundings.bootstrap_servers, partitions=4))
     publish(again, track([newer(one) for one in listings], description="publishing again", console=console))
+    covered = replace(surroundings, topics=create_topics(surroundings.bootstrap_servers, partitions=4))
+    covers = list(islice(cycle(real_covers(COVERS)), events // COVERED_SHARE))
+    listed = [{**one, "cover": cover} for one, cover in zip(listings, covers, strict=False)]
+    publish(covered, track(listed, description="publishing with covers", console=console))
     answer = _an_answer(surroundings)
     found: dict[str, list[Figures]] = {}
 
@@ -84,6 +93,8 @@ def measure(surroundings: Surroundings, listings: list[dict[str, Any]], rounds: 
         note("at least once", run_service(with_fresh_outputs(surroundings), events, DELIVERY__GUARANTEE="at_least_once"))
         note("two replicas", run_service(with_fresh_outputs(surroundings), events, replicas=2))
         note("free model", run_service(with_fresh_outputs(surroundings), events, MODEL__BUNDLE=str(free.path)))
+        note("covers", run_service(with_fresh_outputs(covered), len(covers), MODEL__BUNDLE=str(free.path)))
+        note("decoding a cover", decoding(covers, free))
         note("bare model", model())
         note("bare loop", run_loop(with_fresh_outputs(surroundings), events, answer))
     return found

@@ -2,9 +2,14 @@
 
 import gzip
 import json
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -22,6 +27,22 @@ def real_listings(count: int) -> list[dict[str, Any]]:
     """As many from each data set where those are at hand, else what ships with the project, in several editions."""
     rows = _from_data_sets(count) if DATA.is_dir() else _editions(count)
     return [{"version": 1, **{name: row.get(name) for name in FIELDS}} for row in rows]
+
+
+def real_covers(count: int) -> list[bytes]:
+    """Covers as JPEGs of 200 x 300, as shops keep them: real ones where the data sets are at hand, else noise."""
+    if not DATA.is_dir():
+        noise = np.random.default_rng(0).integers(0, 256, (count, 30, 20, 3), dtype=np.uint8)
+        return [_jpeg(Image.fromarray(one)) for one in noise]
+    with ZipFile(DATA / SETS[0] / "covers.zip") as covers:
+        names = [name for name in covers.namelist() if not name.endswith("/")][:count]
+        return [_jpeg(Image.open(BytesIO(covers.read(name)))) for name in names]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    out = BytesIO()
+    image.convert("RGB").resize((200, 300)).save(out, "JPEG", quality=85)
+    return out.getvalue()
 
 
 def _from_data_sets(count: int) -> list[dict[str, Any]]:
