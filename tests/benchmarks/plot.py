@@ -83,7 +83,8 @@ def draw(journey: dict[str, Any], peers: dict[str, Any], latency: dict[str, Any]
     """The picture."""
     page = Page(2_000)
     page.title(f"Events/s, {journey['events']:,} listings, {journey['rounds']} rounds (median, min to max); ours in blue")
-    page.bars(rates(journey["contestants"], ours=[name for name in journey["contestants"] if not name.startswith("bare")]))
+    parts = ("bare model", "bare loop", "decoding a cover")
+    page.bars(rates(journey["contestants"], ours=[name for name in journey["contestants"] if name not in parts]))
     for size, result in peers["models"].items():
         page.title(f"Events/s against other runners, {size} model, {result['events']:,} listings, {peers['rounds']} rounds")
         page.bars(rates(result["contestants"], ours=["service"]))
