@@ -152,6 +152,8 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
     model = onnx.load(path)
     cover = next(value for value in model.graph.input if value.name == "cover")
     cover.type.tensor_type.shape.dim[0].dim_param = COVERS
+    for node in model.graph.node:
+        del node.metadata_props[:]  # the exporter's stack traces, with the paths of the machine that trained
     del model.graph.value_info[:]  # what is noted of shapes between the nodes takes covers and rows for one number
     onnx.save(model, path)
     onnx.checker.check_model(str(path))

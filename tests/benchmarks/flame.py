@@ -25,6 +25,7 @@ from tests.journey.running import RunningService, Surroundings, wait_until
 
 RESULTS = Path(__file__).parent / "results"
 RATE_HZ = 200
+_TITLE = re.compile(r">[^<]*py-spy record [^<]*<")  # the command, with this machine's paths
 _FRAME = re.compile(r'<g><title>[^<]*</title><rect x="[^"]*" y="[^"]*" width="([0-9.]+)%".*?</g>', re.DOTALL)
 _WIDTH_MIN = 0.15  # per cent: narrower frames are a line that nobody can read, and most of the file
 
@@ -39,7 +40,7 @@ def draw(surroundings: Surroundings, out: Path, events: int, *, bundle: Path, gi
             wait_until(lambda: answered(service) >= events, "all are answered", deadline_s=300)
             service.terminate()
             watching.wait(timeout=60)
-    drawn = out.read_text(encoding="utf-8")
+    drawn = _TITLE.sub(f">py-spy record --rate {RATE_HZ} {' '.join(options)}<", out.read_text(encoding="utf-8"))
     out.write_text(_FRAME.sub(lambda frame: frame[0] if float(frame[1]) >= _WIDTH_MIN else "", drawn), encoding="utf-8")
 
 

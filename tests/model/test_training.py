@@ -170,6 +170,11 @@ def test_a_listing_that_says_nothing_gets_the_priors(trained: Bundle) -> None:
     assert outputs["subject"].max() < 0.9
 
 
+def test_the_graph_names_no_path_of_the_machine_that_trained(trained: Bundle) -> None:
+    """The exporter notes for each node where in the source it came from."""
+    assert str(Path(__file__).parents[2]).encode() not in trained.graph_path.read_bytes()
+
+
 def test_the_graph_holds_nothing_that_tensorrt_refuses(trained: Bundle) -> None:
     """No control flow, no data-dependent shapes, no EmbeddingBag, weights inside the file, a supported opset."""
     import onnx
