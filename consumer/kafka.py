@@ -200,7 +200,8 @@ class KafkaSource:
 
     def rewind(self) -> None:
         """Goes back to what was committed last; records read since then come again, under a new generation."""
-        self._early.clear()
+        # Of a partition that handed over nothing yet there is no way back: what is kept of it stays.
+        self._early = [one for one in self._early if (one.topic(), one.partition()) not in self._resume_at]
         for topic, number in self._generations:
             self._generation += 1
             self._generations[topic, number] = self._generation

@@ -249,6 +249,21 @@ def test_a_begin_that_could_not_be_checked_loses_nothing(source: KafkaSource, mo
     assert client.seeks == [(0, 8)]
 
 
+def test_a_rewind_keeps_what_a_new_partition_brought(source: KafkaSource) -> None:
+    """Its first record came while work was stuck: nothing leads back to it, so it must not be dropped."""
+    client = client_of(source)
+    client.script.append(FakeMessage(7, partition=1))
+    offsets(source)
+    client.script.append(FakeMessage(5))
+    source.keep_alive()
+    client.script.append(FakeMessage(8, partition=1))
+    source.keep_alive()
+    source.rewind()
+    assert client.seeks == [(1, 7)]
+    client.script.append(FakeMessage(6))
+    assert offsets(source) == [(0, 5), (0, 6)]
+
+
 def test_the_lag_grows_while_nothing_is_fetched(source: KafkaSource) -> None:
     """Work is stuck and the partitions are paused: the ends are asked for; a broker that is away leaves the last ones known."""
     client = client_of(source)
