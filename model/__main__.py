@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,12 +107,19 @@ def study(
     from model.study import study as compared
 
     torch.set_num_threads(_THREADS)
-    with _told(), out.open("a", encoding="utf-8") as file:
+    with _told(), out.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as kept:
         runs = []
         shares = share or [0.05, 0.2]
         told = lambda line: _OUT.print(line, markup=False, highlight=False)  # noqa: E731 - as in train
         for run in compared(
-            data, load_task_file(tasks), seeds=seeds, scarce=scarce or [], shares=shares, limit=limit, progress=told
+            data,
+            load_task_file(tasks),
+            seeds=seeds,
+            scarce=scarce or [],
+            shares=shares,
+            kept=Path(kept),
+            limit=limit,
+            progress=told,
         ):
             runs.append(run)
             file.write(json.dumps(dataclasses.asdict(run), ensure_ascii=False) + "\n")
@@ -164,15 +172,21 @@ def evaluate(
 def report(
     bundle: BundleFolder,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    study: Annotated[Path | None, typer.Option(help="What `study` wrote, to show together against alone.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="A folder whose `valid` rows give examples, with covers.")] = None,
 ) -> None:
-    """Learning curves, calibration, confusion and the per-task table as one HTML file that needs no network.
+    """The per-task table, learning curves, task relations, calibration and confusion as one HTML file that needs no network.
 
-    Example: python -m model report --bundle model/bundles/books --out report.html
+    Example: python -m model report --bundle model/bundles/books --out report.html --data ../shared/data/bookdepository
     """
     from model.report import write_report
+    from model.report_examples import examples_of
+    from model.study import read_runs
 
     with _told():
-        write_report(Bundle.load(bundle), out)
+        loaded = Bundle.load(bundle)
+        examples = examples_of(loaded, read_rows(data, part="valid", settings=loaded.manifest.features)) if data else []
+        write_report(loaded, out, study=read_runs(study) if study else [], examples=examples)
     _OUT.print(f"wrote {out}", markup=False)
 
 

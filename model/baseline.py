@@ -1,6 +1,6 @@
 """What the network is measured against: TF-IDF and one LinearSVC a label (ridge for a regression) on the same inputs.
 
-These are the very models that the network's start and its soft targets come from, before they are squeezed into the table.
+These are the very SVMs that the network's start comes from, before words' meanings join them and the table squeezes them.
 Source: FACTS of the project's data; Fan et al. 2008, LIBLINEAR, for the solver.
 """
 
@@ -35,8 +35,10 @@ def baseline(
         index = np.flatnonzero(own.present)
         if not len(index):
             continue
-        matrix = text_matrix(tokens, table_rows=models.weights.shape[1], hidden=task.hidden_input)[index]
-        logits = np.asarray(matrix @ models.weights[columns].T.astype(np.float64) + models.biases[columns], dtype=np.float32)
+        matrix = text_matrix(tokens, table_rows=models.svm_weights.shape[1], hidden=task.hidden_input)[index]
+        logits = np.asarray(
+            matrix @ models.svm_weights[columns].T.astype(np.float64) + models.svm_biases[columns], dtype=np.float32
+        )
         output, threshold = _outputs(task, logits, own.values[index])
         spec = task.spec(thresholds=(threshold,) * (task.width if task.entry.kind == "multi" else 0))
         for each in task_evaluations(task, spec, valid, index, output, own):

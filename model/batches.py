@@ -1,7 +1,8 @@
-"""Batches for training: rows picked from the flat tokens, fields hidden at random, covers only where there are any.
+"""Batches for training: what each row's text sums to in the table, fields hidden at random, covers only where there are any.
 
-Hiding a field removes the tokens of its family, which is what the extractor gives for a listing without the field (weights
-are scaled within a family). A task whose label is read from an input field counts only in rows where that field is hidden.
+The table does not change while the network learns, so a row's sum is made once, one for each field that may be hidden: a
+block. Hiding a field leaves out its block, which is what the extractor gives for a listing without the field (weights are
+scaled within a family). A task whose label is read from an input field counts only in rows where that field is hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,36 +11,67 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from model.dataset import FAMILY_OF_FIELD, Labels, Rows
 from model.features import Tokens
 from model.losses import Target
-from model.network import Network, weighted_sum
+from model.network import Network
 from model.tasks import Task
 from model.text import FAMILIES
+
+# The first block is the title's; then one for each field.
+BLOCK_OF_FIELD = {field: place for place, field in enumerate(FAMILY_OF_FIELD, start=1)}
+BLOCKS = 1 + len(BLOCK_OF_FIELD)
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """All rows of a part: flat tokens, covers, and the labels of each task in the order of the tasks."""
+    """All rows of a part.
 
-    tokens: Tokens
-    starts: NDArray[np.int64]
+    Attributes:
+        sums: float16 [rows, BLOCKS, D], what the tokens of each block sum to in the table.
+        covers: uint8 [covers, channels, height, width], and `cover_of` int64 [rows], position in it or -1.
+        labels: of each task, in the order of the tasks.
+        sets: int64 [rows], the number of each row's set.
+    """
+
+    sums: Tensor
     covers: Tensor
     cover_of: NDArray[np.int64]
     labels: tuple[Labels, ...]
-    sets: NDArray[np.int64]  # the number of each row's set
+    sets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Rows, tokens: Tokens, labels: Sequence[Labels]) -> "Examples":
-        starts = np.cumsum(tokens.counts) - tokens.counts
+    def of(cls, rows: Rows, sums: Tensor, labels: Sequence[Labels]) -> "Examples":
         _, sets = np.unique(rows.sets, return_inverse=True)
-        covers = torch.from_numpy(rows.covers)
-        return cls(tokens=tokens, starts=starts, covers=covers, cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
+        return cls(sums=sums, covers=torch.from_numpy(rows.covers), cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.sums)
+
+
+def block_sums(tokens: Tokens, tables: NDArray[np.float32], table_of: NDArray[np.int64]) -> Tensor:
+    """What each row's tokens sum to, block by block: float16 [rows, BLOCKS, D].
+
+    Args:
+        tables: float32 [tables, table rows, D]; table_of: int64 [rows], through which of them each row is read.
+    """
+    sums = torch.zeros(len(tokens.counts), BLOCKS, tables.shape[2], dtype=torch.float16)
+    block_of = np.zeros(len(FAMILIES), dtype=np.int64)
+    for field, family in FAMILY_OF_FIELD.items():
+        block_of[family] = BLOCK_OF_FIELD[field]
+    row = np.repeat(np.arange(len(tokens.counts)), tokens.counts)
+    block = block_of[tokens.families]
+    for place, table in enumerate(tables):
+        for each in range(BLOCKS):
+            own = np.flatnonzero((block == each) & (table_of[row] == place))
+            shape = (len(tokens.counts), len(table))
+            matrix = csr_matrix((tokens.weights[own], (row[own], tokens.ids[own])), shape=shape)
+            filled = np.flatnonzero(np.diff(matrix.indptr))
+            sums[torch.from_numpy(filled), each] = torch.from_numpy((matrix[filled] @ table).astype(np.float16))
+    return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +79,11 @@ class Batch:
     """What the network reads of some rows.
 
     Attributes:
-        token_ids: int64 [tokens]; token_weights: float32 [tokens]; offsets: int64 [B].
+        text: float32 [B, D].
         covers: uint8 [covers, channels, height, width] and cover_rows: int64 [covers], the row each belongs to.
     """
 
-    token_ids: Tensor
-    token_weights: Tensor
-    offsets: Tensor
+    text: Tensor
     covers: Tensor
     cover_rows: Tensor
 
@@ -64,45 +94,31 @@ def batch_of(
     *,
     hidden: NDArray[np.bool_],
     cover_shown: NDArray[np.bool_] | None = None,
-    dropout: float = 0.0,
-    random: np.random.Generator | None = None,
 ) -> Batch:
     """Assembles the rows at `index`.
 
     Args:
-        hidden: bool [B, families], the families whose tokens are left out of each row.
+        hidden: bool [B, BLOCKS], the blocks that are left out of each row.
         cover_shown: bool [B]; by default every cover is.
-        dropout: the share of tokens left out at random; the others are scaled up.
     """
-    counts = examples.tokens.counts[index]
-    row = np.repeat(np.arange(len(index)), counts)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    at = np.repeat(examples.starts[index], counts) + within
-    keep = ~hidden[row, examples.tokens.families[at]]
-    if random is not None and dropout > 0:
-        keep &= random.random(len(keep), dtype=np.float32) >= dropout
-    at, row = at[keep], row[keep]
-    kept = np.bincount(row, minlength=len(index))
+    shown = torch.from_numpy(~hidden).float()
     cover_of = examples.cover_of[index]
     with_cover = np.flatnonzero((cover_of >= 0) if cover_shown is None else (cover_of >= 0) & cover_shown)
     return Batch(
-        token_ids=torch.from_numpy(examples.tokens.ids[at]),
-        token_weights=torch.from_numpy(examples.tokens.weights[at] / np.float32(1.0 - dropout)),
-        offsets=torch.from_numpy(np.cumsum(kept) - kept),
+        text=torch.einsum("bkd,bk->bd", examples.sums[torch.from_numpy(index)].float(), shown),  # [B, D]
         covers=examples.covers[torch.from_numpy(cover_of[with_cover])],
         cover_rows=torch.from_numpy(with_cover),
     )
 
 
-def run(network: Network, table: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def run(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The network on a batch: logits [B, K] and the embedding [B, E]."""
-    text = weighted_sum(table, batch.token_ids, batch.token_weights, batch.offsets)  # [B, D]
     width = network.cover_projection.in_features
-    features, present = torch.zeros(len(text), width), torch.zeros(len(text), 1)
+    features, present = torch.zeros(len(batch.text), width), torch.zeros(len(batch.text), 1)
     if len(batch.cover_rows) > (1 if network.training else 0):  # batch normalisation cannot learn from one
         features = features.index_copy(0, batch.cover_rows, network.cover_branch(batch.covers))  # [B, 96]
         present = present.index_fill(0, batch.cover_rows, 1.0)
-    logits, embedding = network(text, features, present)
+    logits, embedding = network(batch.text, features, present)
     return logits, embedding
 
 
@@ -121,18 +137,18 @@ def batches_of_one_set(
 
 
 def randomly_hidden(probabilities: Mapping[str, float], *, rows: int, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Draws which fields are hidden in each row: bool [rows, families]."""
-    hidden = np.zeros((rows, len(FAMILIES)), dtype=np.bool_)
-    for field, family in FAMILY_OF_FIELD.items():
-        hidden[:, family] = random.random(rows) < probabilities.get(field, 0.0)
+    """Draws which fields are hidden in each row: bool [rows, BLOCKS]."""
+    hidden = np.zeros((rows, BLOCKS), dtype=np.bool_)
+    for field, block in BLOCK_OF_FIELD.items():
+        hidden[:, block] = random.random(rows) < probabilities.get(field, 0.0)
     return hidden
 
 
 def field_hidden(field: str | None, *, rows: int) -> NDArray[np.bool_]:
-    """One field hidden in every row, or none: bool [rows, families]."""
-    hidden = np.zeros((rows, len(FAMILIES)), dtype=np.bool_)
+    """One field hidden in every row, or none: bool [rows, BLOCKS]."""
+    hidden = np.zeros((rows, BLOCKS), dtype=np.bool_)
     if field is not None:
-        hidden[:, FAMILY_OF_FIELD[field]] = True
+        hidden[:, BLOCK_OF_FIELD[field]] = True
     return hidden
 
 
@@ -144,10 +160,8 @@ def targets_of(
     for task, labels in zip(tasks, examples.labels, strict=True):
         present = labels.present[index]
         if task.hidden_input is not None:
-            present = present & hidden[:, FAMILY_OF_FIELD[task.hidden_input]]
+            present = present & hidden[:, BLOCK_OF_FIELD[task.hidden_input]]
         targets[task.name] = Target(
-            values=torch.from_numpy(labels.values[index]),
-            present=torch.from_numpy(present.astype(np.float32)),
-            taught=None if labels.taught is None else torch.from_numpy(labels.taught[index].astype(np.float32)),
+            values=torch.from_numpy(labels.values[index]), present=torch.from_numpy(present.astype(np.float32))
         )
     return targets

@@ -200,6 +200,13 @@ def build_vocabulary(listings: Sequence[Listing], settings: FeatureSettings, *, 
     return Vocabulary(hashes=known[kept], idf=idf.astype(np.float16), families=family_of[kept])
 
 
+def folds_by_title(listings: Sequence[Listing], *, folds: int) -> NDArray[np.int64]:
+    """The fold of each row: int64 [rows]. Editions of one title share a fold, as they share a part of the data."""
+    titles = (name_key(listing.title or "") for listing in listings)
+    digests = (hashlib.sha1(title.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest() for title in titles)
+    return np.array([int.from_bytes(digest[:4], "big") % folds for digest in digests], dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """One task's labels.
@@ -208,12 +215,10 @@ class Labels:
         values: `single`, `ordinal`: int64 [rows]; `multi`: float32 [rows, labels] of 0 and 1; `regression`: float32 [rows]
             in the head's own scale.
         present: bool [rows], where the row has a label.
-        taught: float16 [rows, columns], a teacher's probabilities (or value) for rows that are present; None without one.
     """
 
     values: NDArray[Any]
     present: NDArray[np.bool_]
-    taught: NDArray[np.float16] | None = None
 
 
 def labels_of(task: Task, rows: Rows) -> Labels:

@@ -1,12 +1,18 @@
-"""The network's start: one linear model for each task, their coefficients factored into the table and the heads.
+"""The table and the heads' start: linear models of all tasks, their coefficients factored.
 
-X·C, the decisions of all linear models at once, is near X·(C·V)·Vᵀ, where V holds the leading principal directions of the
-decisions. So C·V is a table of embeddings for the n-grams and Vᵀ the heads that read them: a copy of the linear models
-of limited rank, from which training goes on. On these data it is worth some points over a random start. The same
-coefficients say which n-grams matter, and so which to keep where the table must be small.
+A task's linear model is the sum of two: an SVM over the n-grams, which remembers, and a regression over the sum of the words'
+vectors (word_vectors.py), which generalises. Both are linear in the n-grams, so one row of coefficients for each n-gram holds
+them. X·C, the decisions of all tasks at once, is near X·(C·V)·Vᵀ, where V holds the leading principal directions of the
+decisions: C·V is the table of embeddings that ships, and Vᵀ the heads that read it.
+
+The models have seen the labels of the rows that the network is trained on next, whose decisions are therefore too good to
+learn from. So each model is fitted once more for each fold, without the fold's rows, and a training row is read through the
+table of its own fold. Serving reads through the table of all rows.
 """
 
 import dataclasses
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
+from torch.nn import functional
 
+from model import metrics
+from model.calibrate import calibrate
 from model.checkpoint import Checkpoints
 from model.dataset import FAMILY_OF_FIELD, Labels
 from model.features import Tokens
 from model.tasks import Task
-from model.teacher import out_of_fold, soft_targets
 
-# A margin of 1 is near certainty for an SVM and near nothing for a softmax: used where no teacher tells the factor.
+# A margin of 1 is near certainty for an SVM and near nothing for a softmax.
 _LOGITS_PER_MARGIN = {"single": 4.0, "ordinal": 4.0, "multi": 2.5}
 _ITERATIONS_MAX = 60
 # A binary problem with fewer positive rows than this tells nothing.
@@ -34,31 +43,38 @@ _POSITIVE_ROWS_MIN = 2
 # A task with many labels needs more directions; with an exponent of 1 every label would count alike.
 _SHARE_EXPONENT = 0.75
 _SAMPLE_ROWS = 30_000
+# How much of the words' model joins the SVM's margins: what scores best on rows that neither has seen.
+_RATIOS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+_WORDS_PENALTY = 1e-2
+_WORDS_ITERATIONS = 50
+_PARALLEL_ROWS_MIN = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class LinearModels:
-    """Linear models of all tasks side by side, as logits.
+    """Linear models of all tasks side by side, as logits: first those of all rows, then those without each fold.
 
     Attributes:
-        weights: float32 [K, table rows]; biases: float32 [K].
-        labels: of each task, with what the models taught where the task wants a teacher.
+        weights: float16 [1 + folds, K, table rows]; biases: float32 [1 + folds, K].
+        svm_weights: float16 [K, table rows], svm_biases: float32 [K]: the SVMs of all rows alone, as logits.
     """
 
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float16]
     biases: NDArray[np.float32]
-    labels: tuple[Labels, ...]
+    svm_weights: NDArray[np.float16]
+    svm_biases: NDArray[np.float32]
 
     def kept(self, rows: NDArray[np.int64]) -> "LinearModels":
         """The same models for a table of only these rows."""
-        return dataclasses.replace(self, weights=self.weights[:, rows])
+        return dataclasses.replace(self, weights=self.weights[:, :, rows], svm_weights=self.svm_weights[:, rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """float32 arrays: table [rows, D], head_weight [K, D], head_bias [K]."""
+    """float32 arrays: table [rows, D], fold_tables [folds, rows, D], head_weight [K, D], head_bias [K]."""
 
     table: NDArray[np.float32]
+    fold_tables: NDArray[np.float32]
     head_weight: NDArray[np.float32]
     head_bias: NDArray[np.float32]
 
@@ -68,99 +84,128 @@ def linear_models(
     labels: Sequence[Labels],
     tokens: Tokens,
     *,
+    vectors: NDArray[np.float32] | None,
     table_rows: int,
     folds: NDArray[np.int64],
     progress: Callable[[str], None],
     checkpoints: Checkpoints | None = None,
 ) -> LinearModels:
-    """Fits one linear model for each column of each task.
+    """Fits the linear models of each column of each task.
 
     A task whose label is read from an input is fitted without that input's tokens.
 
     Args:
-        folds: int64 [rows], see `teacher.folds_by_title`.
+        vectors: float32 [table rows, W] of the words' meanings, see `word_vectors`; None for SVMs alone.
+        folds: int64 [rows], see `folds_by_title`.
         checkpoints: where each task's models are kept; those of an interrupted training are taken up again.
     """
-    weights: list[NDArray[np.float32]] = []
-    biases: list[NDArray[np.float32]] = []
-    with_teacher: list[Labels] = []
+    states = []
     for task, own in zip(tasks, labels, strict=True):
-        progress(f"linear models: {task.name}")
         rows = np.flatnonzero(own.present)
-        kept = None if checkpoints is None else checkpoints.narrowed(**_identity(task))
-        state = None if kept is None else kept.load(f"linear-{task.name}")
+        progress(f"linear models: {task.name}, {task.width} columns, {len(rows)} rows")
+        kept = None if checkpoints is None else checkpoints.narrowed(entry=_identity(task), labels=task.labels)
+        name = f"linear-{task.name}-{hashlib.sha256(own.present.tobytes()).hexdigest()[:12]}"
+        state = None if kept is None else kept.load(name)
         if state is None:
             matrix = text_matrix(tokens, table_rows=table_rows, hidden=task.hidden_input)[rows]
-            state = _task_models(task, matrix, own.values[rows], folds[rows])
+            state = _task_models(task, matrix, own.values[rows], folds[rows], count=int(folds.max()) + 1, vectors=vectors)
             if kept is not None:
-                kept.save(f"linear-{task.name}", state)
-        weights.append(state["weights"].numpy())
-        biases.append(state["biases"].numpy())
-        if state["taught"] is not None:
-            taught = np.zeros((len(own.present), task.width), dtype=np.float16)
-            taught[rows] = state["taught"].numpy()
-            own = dataclasses.replace(own, taught=taught)
-        with_teacher.append(own)
-    return LinearModels(weights=np.concatenate(weights), biases=np.concatenate(biases), labels=tuple(with_teacher))
-
-
-def _identity(task: Task) -> dict[str, Any]:
-    """What a task's linear models depend on."""
-    entry = task.entry.model_dump(
-        mode="json", exclude={"weight", "teacher_share", "start_share", "shapes_representation", "top_k"}
+                kept.save(name, state)
+        states.append(state)
+    weights, biases = (np.concatenate([state[name].numpy() for state in states], axis=1) for name in ("weights", "biases"))
+    svm_weights, svm_biases = (
+        np.concatenate([state[name].numpy() for state in states]) for name in ("svm_weights", "svm_biases")
     )
-    return {"entry": entry, "labels": task.labels, "teaches": task.entry.teacher_share > 0}
+    return LinearModels(weights=weights, biases=biases, svm_weights=svm_weights, svm_biases=svm_biases)
 
 
-def _task_models(task: Task, matrix: csr_matrix, values: NDArray[Any], folds: NDArray[np.int64]) -> dict[str, Any]:
-    """A task's models as logits: weights [columns, table rows], biases [columns], and taught [rows, columns] or None."""
-    weights, biases = _fit(task, matrix, values)
-    scale, shift, answers = _LOGITS_PER_MARGIN.get(task.entry.kind, 1.0), 0.0, None
-    if task.entry.teacher_share > 0:
-        decisions = out_of_fold(task, matrix, values, folds=folds, fit=_fit)
-        soft, calibration = soft_targets(task, decisions, values)
-        scale, shift, answers = calibration.scale, calibration.shift, torch.from_numpy(soft)
+def _identity(task: Task) -> dict[str, object]:
+    """What a task's linear models depend on."""
+    return task.entry.model_dump(mode="json", exclude={"weight", "start_share", "shapes_representation", "top_k"})
+
+
+# Weights [columns, features] and biases [columns].
+_Model = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _task_models(
+    task: Task, matrix: csr_matrix, values: NDArray[Any], folds: NDArray[np.int64], *,
+    count: int, vectors: NDArray[np.float32] | None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """A task's models as logits: weights [1 + folds, columns, table rows] and biases, and the SVM's alone."""
+    inside = [np.ones(len(folds), dtype=np.bool_), *(folds != fold for fold in range(count))]
+    # Processes, since liblinear's random numbers are global.
+    jobs = min(len(inside), os.cpu_count() or 1) if len(values) >= _PARALLEL_ROWS_MIN else 1
+    svms: list[_Model] = Parallel(n_jobs=jobs)(delayed(_svm)(task, matrix[rows], values[rows]) for rows in inside)
+    unseen = _out_of_fold(svms, matrix, folds, width=task.width)
+    margin = np.float32(_LOGITS_PER_MARGIN.get(task.entry.kind, 1.0))
+    both, ratio = svms, 0.0
+    if vectors is not None:
+        meanings = np.asarray(matrix.astype(np.float32) @ vectors, dtype=np.float32)  # [rows, W]
+        words = [_words_model(task, meanings[rows], values[rows]) for rows in inside]
+        by_words = _out_of_fold(words, meanings, folds, width=task.width)
+        scores = [metrics.score(task.entry.kind, (unseen + each * by_words) * margin, values)[1] for each in _RATIOS]
+        ratio = _RATIOS[int(np.argmax(scores))]
+        unseen = unseen + np.float32(ratio) * by_words
+        both = [
+            (svm[0] + np.float32(ratio) * (word[0] @ vectors.T), svm[1] + np.float32(ratio) * word[1])
+            for svm, word in zip(svms, words, strict=True)
+        ]
+    calibration = calibrate(task, unseen, Labels(values=values, present=np.ones(len(values), dtype=np.bool_)))
+    scale, shift = np.float32(calibration.scale), np.float32(calibration.shift)
     return {
-        "weights": torch.from_numpy(weights * np.float32(scale)),
-        "biases": torch.from_numpy(biases * np.float32(scale) + np.float32(shift)),
-        "taught": answers,
+        "weights": torch.from_numpy(np.stack([weights * scale for weights, _ in both]).astype(np.float16)),
+        "biases": torch.from_numpy(np.stack([biases * scale + shift for _, biases in both])),
+        "svm_weights": torch.from_numpy((svms[0][0] * margin).astype(np.float16)),
+        "svm_biases": torch.from_numpy(svms[0][1] * margin),
+        "ratio": torch.tensor(ratio),
     }
+
+
+def _out_of_fold(
+    models: Sequence[_Model], features: csr_matrix | NDArray[np.float32], folds: NDArray[np.int64], *, width: int
+) -> NDArray[np.float32]:
+    """Decisions float32 [rows, columns], each from the model that did not see the row's fold."""
+    decisions = np.zeros((len(folds), width), dtype=np.float32)
+    for fold, (weights, biases) in enumerate(models[1:]):
+        held = folds == fold
+        decisions[held] = features[held] @ weights.T.astype(features.dtype) + biases
+    return decisions
 
 
 def importance(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> NDArray[np.float64]:
     """How much each row of the table moves the decisions of all tasks: float64 [rows], each task by its share."""
     scale = _task_scale(models, tasks, tokens)
-    mass = np.bincount(tokens.ids, weights=tokens.weights.astype(np.float64) ** 2, minlength=models.weights.shape[1])
-    moved = np.zeros(models.weights.shape[1])
-    for weights, factor in zip(models.weights, scale, strict=True):
-        moved += (weights * factor) ** 2
+    mass = np.bincount(tokens.ids, weights=tokens.weights.astype(np.float64) ** 2, minlength=models.weights.shape[2])
+    moved = np.zeros(models.weights.shape[2])
+    for weights, factor in zip(models.weights[0], scale, strict=True):
+        moved += (weights.astype(np.float64) * factor) ** 2
     return mass * moved
 
 
 def factored(models: LinearModels, tasks: Sequence[Task], tokens: Tokens, *, width: int) -> Start:
     """The copy of rank `width` that loses the least of the decisions on the training rows."""
     scale = _task_scale(models, tasks, tokens).astype(np.float32)
-    scaled = models.weights * scale[:, None]  # [K, rows]
-    decisions = _decisions(scaled, tokens)  # [sample, K]
-    _, vectors = np.linalg.eigh((decisions.T @ decisions).astype(np.float64))
-    leading = vectors[:, ::-1][:, :width].astype(np.float32)  # [K, D]
-    # Fewer columns than directions: the others begin at nothing, for the deep part to fill.
+    decisions = _decisions(models.weights[0], tokens) * scale  # [sample, K]
+    _, directions = np.linalg.eigh((decisions.T @ decisions).astype(np.float64))
+    leading = directions[:, ::-1][:, :width].astype(np.float32)  # [K, D]
+    # Fewer columns than directions: the others stay empty.
     leading = np.pad(leading, ((0, 0), (0, width - leading.shape[1])))
-    table: NDArray[np.float32] = np.asarray(scaled.T @ leading, dtype=np.float32)  # [rows, D]
-    heads = leading / scale[:, None]
-    # A row of the table and a column of the heads may trade a factor. The deep part wants inputs of unit size, and steps
-    # of a given rate must be small against the rows they change.
-    size = np.sqrt((_decisions(table.T, tokens) ** 2).mean()).item() or 1.0
+    # A row of the table and a column of the heads may trade a factor. The deep part wants inputs of unit size.
+    size = np.sqrt(((decisions @ leading) ** 2).mean()).item() or 1.0
+    scaled = scale[:, None] * leading / np.float32(size)  # [K, D]
+    tables = np.stack([weights.T.astype(np.float32) @ scaled for weights in models.weights])  # [1 + folds, rows, D]
     return Start(
-        table=(table / size).astype(np.float32),
-        head_weight=(heads * size).astype(np.float32),
-        head_bias=models.biases,
+        table=tables[0],
+        fold_tables=tables[1:],
+        head_weight=leading / scale[:, None] * np.float32(size),
+        head_bias=models.biases[0],
     )
 
 
 def _task_scale(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> NDArray[np.float64]:
     """Factors [K] that give each task the share of the decisions' variance that its weight and labels deserve."""
-    variance = _decisions(models.weights, tokens).astype(np.float64).var(axis=0)
+    variance = _decisions(models.weights[0], tokens).astype(np.float64).var(axis=0)
     scale, first = np.ones(len(variance)), 0
     for task in tasks:
         place = slice(first, first + task.width)
@@ -170,11 +215,11 @@ def _task_scale(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> 
     return scale
 
 
-def _decisions(weights: NDArray[np.float32], tokens: Tokens) -> NDArray[np.float32]:
+def _decisions(weights: NDArray[np.float16], tokens: Tokens) -> NDArray[np.float32]:
     """X·C for every `step`th row: float32 [sample, K]. A sample, because all rows by all columns is a gigabyte."""
     matrix = text_matrix(tokens, table_rows=weights.shape[1], hidden=None)
     step = max(1, matrix.shape[0] // _SAMPLE_ROWS)
-    sample: NDArray[np.float32] = matrix[::step].astype(np.float32) @ np.ascontiguousarray(weights.T)
+    sample: NDArray[np.float32] = matrix[::step].astype(np.float32) @ np.ascontiguousarray(weights.T.astype(np.float32))
     return sample
 
 
@@ -192,8 +237,8 @@ def text_matrix(tokens: Tokens, *, table_rows: int, hidden: str | None) -> csr_m
     return matrix
 
 
-def _fit(task: Task, matrix: csr_matrix, values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights float32 [columns, table rows] and biases [columns]; a label that no row has stays 0."""
+def _svm(task: Task, matrix: csr_matrix, values: NDArray[Any]) -> _Model:
+    """One SVM a column, a ridge for a regression; a label that no row has stays 0."""
     weights = np.zeros((task.width, matrix.shape[1]), dtype=np.float32)
     biases = np.zeros(task.width, dtype=np.float32)
     with warnings.catch_warnings():
@@ -208,3 +253,29 @@ def _fit(task: Task, matrix: csr_matrix, values: NDArray[Any]) -> tuple[NDArray[
                 model = LinearSVC(C=task.entry.start_c, max_iter=_ITERATIONS_MAX, random_state=0).fit(matrix, is_label)
                 weights[column], biases[column] = model.coef_[0], model.intercept_.item()
     return weights, biases
+
+
+def _words_model(task: Task, meanings: NDArray[np.float32], values: NDArray[Any]) -> _Model:
+    """A regression, logistic but for numbers, over meanings [rows, W], by L-BFGS with a penalty on standardised inputs."""
+    middle, spread = meanings.mean(axis=0), meanings.std(axis=0) + np.float32(1e-6)
+    inputs, truth = torch.from_numpy((meanings - middle) / spread), torch.from_numpy(values)
+    weights = torch.zeros(task.width, inputs.shape[1], requires_grad=True)
+    biases = torch.zeros(task.width, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights, biases], max_iter=_WORDS_ITERATIONS, history_size=8, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        outputs = inputs @ weights.T + biases  # [rows, columns]
+        if task.entry.kind == "multi":
+            value = functional.binary_cross_entropy_with_logits(outputs, truth, reduction="none").sum(dim=1).mean()
+        elif task.entry.kind == "regression":
+            value = functional.mse_loss(outputs[:, 0], truth)
+        else:
+            value = functional.cross_entropy(outputs, truth)
+        value = value + _WORDS_PENALTY * weights.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    scaled = weights.detach().numpy() / spread
+    return scaled, biases.detach().numpy() - scaled @ middle

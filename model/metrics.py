@@ -1,6 +1,7 @@
 """Metrics of predictions against labels, and of the simplest guess against the same labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,20 @@ from sklearn.metrics import f1_score
 
 _CALIBRATION_BINS = 15
 _CHANCE_DRAWS = 20
+_MULTI_THRESHOLDS = np.linspace(-2.5, 0.5, 13)  # of logits, one for all labels; calibration settles one for each
+
+
+def score(kind: str, logits: NDArray[np.float32], truth: NDArray[Any]) -> tuple[str, float]:
+    """A task's one number before calibration, larger is better: its name and value.
+
+    Args:
+        kind: of the task; logits: [rows, columns]; truth: [rows], or [rows, labels] for `multi`.
+    """
+    if kind == "multi":
+        return "micro_f1", max(micro_f1(logits >= threshold, truth > 0.5) for threshold in _MULTI_THRESHOLDS)
+    if kind == "regression":
+        return "r2", float(1 - ((logits[:, 0] - truth) ** 2).mean() / max(float(truth.var()), 1e-12))
+    return "accuracy", float((logits.argmax(axis=1) == truth).mean())
 
 
 def single_label(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """The network: a listing's tokens and cover to one shared representation, and from it to every task.
 
-    token ids, weights ─ table ─ weighted sum ─┬────────────────── wide logits ──┐
-                                               └ projection ┐                    +─ logits of each task
-    cover ─ convolutions ─ pooling ─ fully connected ─ gate ┴ hidden ─ embedding ┘
+    token ids, weights ─ table ─ weighted sum ─┬───────────────────────────────────────── wide logits ──┐
+                                               └ projection ┐                                           +─ logits of each task
+    cover ─ convolutions ─ pooling ─ fully connected ─ gate ┴ hidden ─ embedding ─ views ─ mixtures ────┘
 
-The wide part alone is a linear model of the n-grams, which is what it is started from; the deep part corrects it. Dimensions in
-the comments: B batch, T tokens, D table width, H hidden width, E embedding width, K columns of all tasks together.
+The wide part alone is a linear model of the n-grams, which is what it is started from; the deep part corrects it. In the deep
+part each task makes a view of the embedding and reads a learned mixture of all tasks' views. Dimensions in the comments:
+B batch, D table width, H hidden width, E embedding width, N tasks, V view width, K columns of all tasks together.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _COVER_FEATURES = 96
+_VIEW_WIDTH = 32
+_OWN_VIEW = 2.0  # a task begins with about a third of its own view
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Shape:
 
     Attributes:
         heads: task name to its columns, in the order of the tasks.
-        read_only: tasks whose loss does not reach table, trunk and cover branch.
+        read_only: tasks whose loss does not reach trunk and cover branch.
     """
 
     table_rows: int
@@ -65,8 +68,30 @@ class CoverBranch(nn.Module):
         return functional.relu(self.connected(self.dropout(pooled)))
 
 
+class TaskMixture(nn.Module):
+    """Every task reads a mixture of what all tasks see in the embedding; whom it reads, and how much, is learned."""
+
+    def __init__(self, embedding_width: int, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.views = nn.Linear(embedding_width, len(heads) * _VIEW_WIDTH)
+        self.scores = nn.Parameter(_OWN_VIEW * torch.eye(len(heads)))
+        self.heads = nn.ModuleList(nn.Linear(_VIEW_WIDTH, width, bias=False) for width in heads.values())
+        for head in self.heads.parameters():
+            nn.init.zeros_(head)  # training begins at the linear model
+
+    def relations(self) -> Tensor:
+        """float32 [N, N]: how much of each task's view (column) a task (row) reads; a row sums to 1."""
+        return functional.softmax(self.scores, dim=1)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """float32 [B, E] to the deep part's logits of all tasks, [B, K]."""
+        views = functional.relu(self.views(embedding)).reshape(-1, len(self.heads), _VIEW_WIDTH)  # [B, N, V]
+        mixed = self.relations() @ views  # [B, N, V]
+        return torch.cat([head(own) for head, own in zip(self.heads, mixed.unbind(dim=1), strict=True)], dim=1)  # [B, K]
+
+
 class Network(nn.Module):
-    """The multi-task network without its table, which is kept apart: training updates it row by row."""
+    """The multi-task network without its table, which training does not change."""
 
     def __init__(self, shape: Shape, *, dropout: float) -> None:
         super().__init__()
@@ -80,8 +105,7 @@ class Network(nn.Module):
         self.to_embedding = nn.Linear(h, e)
         self.dropout = nn.Dropout(dropout)
         self.wide = nn.Linear(d, k)
-        self.deep = nn.Linear(e, k, bias=False)
-        nn.init.zeros_(self.deep.weight)  # training begins at the linear model
+        self.deep = TaskMixture(e, shape.heads)
         shaping = [float(name not in shape.read_only) for name, width in shape.heads.items() for _ in range(width)]
         self.register_buffer("shaping", torch.tensor(shaping), persistent=False)  # [K]
 
@@ -104,7 +128,7 @@ class Network(nn.Module):
         logits = self.wide(text) + self.deep(inner)  # [B, K]
         if self.training and self.shape.read_only:
             # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
-            apart = self.wide(text.detach()) + self.deep(inner.detach())  # [B, K]
+            apart = self.wide(text) + self.deep(inner.detach())  # [B, K]
             logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
         return logits, embedding
 
@@ -112,17 +136,3 @@ class Network(nn.Module):
         """[B, K] to one [B, columns] for each task."""
         parts = torch.split(logits, list(self.shape.heads.values()), dim=1)  # K is cut at the tasks' borders
         return dict(zip(self.shape.heads, parts, strict=True))
-
-
-def weighted_sum(table: Tensor, token_ids: Tensor, token_weights: Tensor, offsets: Tensor) -> Tensor:
-    """Sums rows of the table over flat tokens; for training, where the gradient must stay sparse.
-
-    Args:
-        table: float32 [rows, D].
-        token_ids, token_weights: [tokens], the rows' tokens one after another; offsets: int64 [B], where each begins.
-    Returns:
-        float32 [B, D].
-    """
-    return functional.embedding_bag(
-        token_ids, table, offsets, mode="sum", sparse=True, per_sample_weights=token_weights
-    )  # [B, D]

@@ -1,13 +1,16 @@
-"""One HTML file about a bundle: per-task table, learning curves, calibration, confusion. No network, no script, no data rows."""
+"""One HTML file about a bundle: tasks, curves, relations, calibration, confusion, study, examples. No network, no script."""
 
 import csv
 import html
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.bundle import Bundle, BundleError
+from model.report_examples import Example
+from model.study import Gain, Run, gains
 
 _CURVES, _EVALUATION = "curves.csv", "evaluation.json"
 _WIDTH, _HEIGHT, _MARGIN = 260, 170, 34
@@ -21,8 +24,11 @@ svg text { font: 10px system-ui, sans-serif; fill: #55606e }
 """
 
 
-def write_report(bundle: Bundle, out: Path) -> None:
+def write_report(bundle: Bundle, out: Path, *, study: Sequence[Run] = (), examples: Sequence[Example] = ()) -> None:
     """Writes the report of what was measured when the bundle was made.
+
+    Args:
+        study: together against alone, see study.py; examples: listings with answers, which carry their covers.
 
     Raises:
         BundleError: the bundle carries no curves or evaluation.
@@ -39,11 +45,16 @@ def write_report(bundle: Bundle, out: Path) -> None:
         "<h2>Learning curves</h2><p>The metric on the validation part after each epoch; epoch 0 is the linear start and "
         "the last point the average of the last epochs.</p>",
         *(_curve_figure(task, points) for task, points in _by_task(curves).items()),
+        "<h2>Relations between tasks</h2><p>How much of each task's view of the listing (across) a task (down) reads; learned, "
+        "each row sums to 1. Without relations each would read its own alone.</p>",
+        _relations_figure([task.name for task in manifest.tasks], manifest.settings.get("relations", [])),
+        *_study(study),
         "<h2>Calibration</h2><p>Of the answers given with a confidence (across), how many were right (up). The closer to "
         "the diagonal, the more a confidence can be trusted; larger dots stand for more answers.</p>",
         *(_reliability_figure(each) for each in evaluations if each["reliability"]),
         "<h2>Confusion</h2><p>True label by row, predicted by column, each row as shares.</p>",
         *(_confusion_figure(each) for each in evaluations if len(each["confusion"]) > 1),
+        *_examples(examples),
     ]
     out.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escaped(manifest.label)}</title>'
@@ -148,3 +159,88 @@ def _confusion_figure(each: dict[str, Any]) -> str:
     size = len(counts) * cell
     parts.append(f'<rect x="{names}" y="0" width="{size}" height="{size}" fill="none" stroke="#9aa5b1"/>')
     return _figure(each["name"], "".join(parts), width=names + size + 4, height=size + 4)
+
+
+def _relations_figure(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
+    cell, left, top = 34, 110, 96
+    parts = []
+    for row, values in enumerate(matrix):
+        y = top + row * cell
+        parts.append(f'<text x="{left - 6}" y="{y + 21}" text-anchor="end">{_escaped(names[row])}</text>')
+        x = left + row * cell + 20
+        parts.append(f'<text x="{x}" y="{top - 6}" transform="rotate(-60 {x} {top - 6})">{_escaped(names[row])}</text>')
+        for column, value in enumerate(values):
+            at = left + column * cell
+            parts.append(
+                f'<rect x="{at}" y="{y}" width="{cell}" height="{cell}" fill="#1668a8" fill-opacity="{value:.2f}"/>'
+                f'<text x="{at + cell / 2}" y="{y + 21}" text-anchor="middle">{100 * value:.0f}</text>'
+            )
+    size = len(matrix) * cell
+    return _figure("percent", "".join(parts), width=left + size + 60, height=top + size + 4)
+
+
+def _study(runs: Sequence[Run]) -> list[str]:
+    """Together against alone: a table and a bar for each task and share of labels."""
+    if not runs:
+        return []
+    found = gains(runs)
+    whole = [each.gain for each in found if each.share == 1.0]
+    seeds = len({run.seed for run in runs})
+    cost = {
+        name: [run for run in runs if run.arrangement == name and run.scarce is None and run.seed == runs[0].seed]
+        for name in ("together", "alone")
+    }
+    together = cost["together"][0] if cost["together"] else None
+    alone = sum(run.parameters for run in cost["alone"])
+    lines = [
+        "<h2>Together against alone</h2>",
+        f"<p>One network for all tasks against one for each, {seeds} seeds; the gain is relative to alone, ± half of its 95 % "
+        f"interval. Δm with all labels: {100 * sum(whole) / max(len(whole), 1):+.2f} % over {len(whole)} tasks.",
+    ]
+    if together and alone:
+        lines.append(
+            f" The common network has {together.parameters:,} numbers and trained in {together.seconds:.0f} s, the others "
+            f"together {alone:,} and {sum(run.seconds for run in cost['alone']):.0f} s.</p>"
+        )
+    head = "".join(f"<th>{title}</th>" for title in ("task", "labels kept", "together", "alone", "gain", "±"))
+    rows = [
+        f"<tr><td>{_escaped(each.task)}</td><td>{each.share:.0%}</td><td>{each.together:.3f}</td><td>{each.alone:.3f}</td>"
+        f"<td>{each.gain:+.1%}</td><td>{each.half_width:.1%}</td></tr>"
+        for each in found
+    ]
+    return [*lines, f"<table><tr>{head}</tr>{''.join(rows)}</table>", _gains_figure(found)]
+
+
+def _gains_figure(found: Sequence[Gain]) -> str:
+    height, left, middle, scale_max = 18, 170, 420, 230
+    largest = max((abs(each.gain) + _finite(each.half_width) for each in found), default=0.0) or 1.0
+    parts = [f'<path d="M{middle} 0V{height * len(found)}" stroke="#9aa5b1"/>']
+    for row, each in enumerate(found):
+        y, width = row * height, abs(each.gain) / largest * scale_max
+        x = middle if each.gain >= 0 else middle - width
+        end = middle + each.gain / largest * scale_max
+        half = _finite(each.half_width) / largest * scale_max
+        colour = "#1668a8" if each.gain >= 0 else "#b5482f"
+        parts.append(
+            f'<text x="{left}" y="{y + 13}" text-anchor="end">{_escaped(each.task)} {each.share:.0%}</text>'
+            f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="10" fill="{colour}"/>'
+            f'<path d="M{end - half:.1f} {y + 9}H{end + half:.1f}" stroke="#1c2430"/>'
+        )
+    return _figure(f"gain, whole width ±{largest:.0%}", "".join(parts), width=middle + scale_max + 10, height=height * len(found))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _examples(examples: Sequence[Example]) -> list[str]:
+    if not examples:
+        return []
+    rows = []
+    for each in examples:
+        cover = f'<img src="{each.cover}" width="64" alt="cover">' if each.cover else ""
+        mark = "right" if each.right else f"wrong: it is {_escaped(each.truth)}"
+        cells = (cover, f"<b>{_escaped(each.title)}</b><br>{_escaped(each.authors)}", _escaped(each.task),
+                 f"{_escaped(each.answer)} ({each.confidence:.0%})", mark)  # fmt: skip
+        rows.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
+    return ["<h2>Examples</h2><p>Of the validation part, spread evenly.</p>", f"<table>{''.join(rows)}</table>"]

@@ -6,6 +6,7 @@ Source: Maninis et al., CVPR 2019, arXiv:1904.08918, for Δm.
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from model.batches import Examples
-from model.dataset import Labels, Rows, build_vocabulary, labels_of, read_rows
-from model.features import FeatureExtractor
-from model.fit import fit, labels_in, score_of, task_logits
-from model.linear_start import factored, linear_models
-from model.network import Network, Shape
+from model import metrics
+from model.checkpoint import Checkpoints
+from model.dataset import DataError, Labels, Rows, build_vocabulary, folds_by_title, labels_of, read_rows
+from model.features import FeatureExtractor, Tokens
+from model.fit import fit, task_logits
+from model.linear_start import linear_models
+from model.prepare import Part, prepared
 from model.tasks import Task, TaskFile, resolve
-from model.teacher import folds_by_title
+from model.word_vectors import word_vectors
 
 _CONFIDENCE = 1.96
 
@@ -64,9 +67,14 @@ class Gain:
 class _Data:
     train: Rows
     valid: Rows
-    extractor: FeatureExtractor
+    tokens: Tokens
+    unseen: Tokens
+    table_rows: int
+    vectors: NDArray[np.float32] | None
+    folds: NDArray[np.int64]
     tasks: tuple[Task, ...]
     settings: TaskFile
+    linear: Checkpoints  # each task's linear models are fitted once, whoever asks
 
 
 def study(
@@ -76,6 +84,7 @@ def study(
     seeds: int,
     scarce: Sequence[str],
     shares: Sequence[float],
+    kept: Path,
     limit: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Run]:
@@ -83,12 +92,20 @@ def study(
 
     Args:
         scarce: the tasks of which labels are taken away, one at a time; shares: what is kept of them.
+        kept: a folder for the linear models, which the networks of all seeds and arrangements share.
     """
     train = read_rows(folders, part="train", settings=task_file.features, limit=limit)
     valid = read_rows(folders, part="valid", settings=task_file.features, limit=limit)
     tasks = tuple(resolve(entry, train.by_set()) for entry in task_file.task)
     vocabulary = build_vocabulary(train.listings, task_file.features, rows_max=task_file.training.table_rows)
-    data = _Data(train, valid, FeatureExtractor(task_file.features, vocabulary), tasks, task_file)
+    extractor = FeatureExtractor(task_file.features, vocabulary)
+    vectors = None
+    if task_file.training.word_vectors:
+        vectors = word_vectors(train.listings, vocabulary, task_file.features, progress=progress)
+    data = _Data(
+        train, valid, extractor.tokens(train.listings), extractor.tokens(valid.listings), vocabulary.rows, vectors,
+        folds_by_title(train.listings, folds=task_file.training.folds), tasks, task_file, Checkpoints(kept, {}),
+    )  # fmt: skip
     for seed in range(seeds):
         labels = [labels_of(task, train) for task in tasks]
         progress(f"seed {seed}: all tasks together")
@@ -105,6 +122,18 @@ def study(
                 together = _runs(data, tasks, fewer, scarce=name, share=share, seed=seed, arrangement="together")
                 yield from (each for each in together if each.task == name)
                 yield from _runs(data, [tasks[place]], [fewer[place]], scarce=name, share=share, seed=seed, arrangement="alone")
+
+
+def read_runs(path: Path) -> list[Run]:
+    """What a study wrote.
+
+    Raises:
+        DataError: the file cannot be read or a line is not a run.
+    """
+    try:
+        return [Run(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: expected the JSON lines that `model study` writes: {error}") from error
 
 
 def gains(runs: Sequence[Run]) -> list[Gain]:
@@ -142,32 +171,29 @@ def _some_of(labels: Labels, *, share: float, seed: int) -> Labels:
 def _scores(data: _Data, tasks: Sequence[Task], labels: Sequence[Labels], *, seed: int) -> tuple[dict[str, float], int]:
     """One network's score for each of its tasks, and its parameters. It sees the rows that have a label of these tasks."""
     torch.manual_seed(seed)
-    settings = data.settings.training
-    examples = Examples.of(data.train, data.extractor.tokens(data.train.listings), labels)
-    unseen = Examples.of(data.valid, data.extractor.tokens(data.valid.listings), [labels_of(task, data.valid) for task in tasks])
-    rows = data.extractor.vocabulary.rows
-    folds = folds_by_title(data.train.listings, folds=settings.teacher_folds)
-    models = linear_models(tasks, labels, examples.tokens, table_rows=rows, folds=folds, progress=lambda line: None)
-    start = factored(models, tasks, examples.tokens, width=settings.table_width)
-    shape = Shape(
-        table_rows=rows, table_width=start.table.shape[1], hidden_width=settings.hidden_width,
-        embedding_width=settings.embedding_width, cover_channels=data.settings.features.cover_channels,
-        heads={task.name: task.width for task in tasks},
-        read_only=frozenset(task.name for task in tasks if not task.entry.shapes_representation),
+    models = linear_models(
+        tasks, labels, data.tokens, vectors=data.vectors, table_rows=data.table_rows, folds=data.folds,
+        progress=lambda line: None, checkpoints=data.linear,
     )  # fmt: skip
-    network = Network(shape, dropout=settings.dropout)
-    with torch.no_grad():
-        network.wide.weight.copy_(torch.from_numpy(start.head_weight))
-        network.wide.bias.copy_(torch.from_numpy(start.head_bias))
+    unseen = [labels_of(task, data.valid) for task in tasks]
+    begun = prepared(
+        data.settings, tasks, models, train=Part(data.train, data.tokens, labels),
+        valid=Part(data.valid, data.unseen, unseen), folds=data.folds,
+    )  # fmt: skip
     labelled = np.flatnonzero(np.any([own.present for own in labels], axis=0))
     trained = fit(
-        network, torch.from_numpy(start.table), train=dataclasses.replace(examples, labels=models.labels), valid=unseen,
-        tasks=tasks, settings=settings, seed=seed, rows=labelled,
-    )  # fmt: skip
-    outputs = task_logits(trained.network, trained.table, unseen, tasks)
+        begun.network,
+        train=begun.train,
+        valid=begun.valid,
+        tasks=tasks,
+        settings=data.settings.training,
+        seed=seed,
+        rows=labelled,
+    )
+    outputs = task_logits(trained.network, begun.valid, tasks)
     scores = {}
-    for task, own in zip(tasks, unseen.labels, strict=True):
+    for task, own in zip(tasks, unseen, strict=True):
         index = np.flatnonzero(own.present)
         if len(index):
-            scores[task.name] = score_of(task, outputs[task.name][index], labels_in(own, index))[1]
-    return scores, sum(each.numel() for each in network.parameters()) + trained.table.numel()
+            scores[task.name] = metrics.score(task.entry.kind, outputs[task.name][index], own.values[index])[1]
+    return scores, sum(each.numel() for each in begun.network.parameters()) + begun.table.size

@@ -68,7 +68,6 @@ class TaskEntry(_Part):
             are mostly noise.
         start_c, start_alpha: regularisation of its linear model, see linear_start.py; C of the SVM, alpha of the ridge.
         start_share: how much of the start's limited rank it may claim.
-        teacher_share: how much of the target is what linear models say that did not see the row; the rest is the label.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
@@ -86,7 +85,6 @@ class TaskEntry(_Part):
     start_c: float = Field(default=0.3, gt=0)
     start_alpha: float = Field(default=5.0, gt=0)
     start_share: float = Field(default=1.0, gt=0)
-    teacher_share: float = Field(default=0.0, ge=0, lt=1)
     top_k: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
@@ -105,22 +103,28 @@ class TaskEntry(_Part):
 
 
 class TrainingSettings(_Part):
-    """How the network is trained. Learning rates, probabilities and sizes; see network.py and train.py."""
+    """How the network is trained: sizes, rates and probabilities; see network.py and fit.py.
+
+    Attributes:
+        table_rows, table_width: the table's size, a byte a number in the bundle; most of the bundle.
+        word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
+        weighing: how the tasks' losses are added up, see losses.py.
+        folds: the start is fitted as often again, each time without a part of the rows, see linear_start.py.
+    """
 
     table_rows: int = Field(default=150_000, ge=16)
     table_width: int = Field(default=80, ge=4)
     hidden_width: int = Field(default=192, ge=4)
     embedding_width: int = Field(default=96, ge=4, le=128)
-    linear_start: bool = True
+    word_vectors: bool = True
     epochs: int = Field(default=8, ge=1)
     averaged_epochs: int = Field(default=3, ge=1)
     batch_rows: int = Field(default=512, ge=2)
     learning_rate: float = Field(default=2e-3, gt=0)
-    table_learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
-    teacher_folds: int = Field(default=3, ge=2)
-    token_dropout: float = Field(default=0.4, ge=0, lt=1)
+    folds: int = Field(default=3, ge=2)
     dropout: float = Field(default=0.3, ge=0, lt=1)
+    weighing: Literal["static", "uncertainty", "famo"] = "static"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     cover_dropout: float = Field(default=0.25, ge=0, lt=1)
     hidden_input_probability: dict[str, float] = Field(
@@ -213,7 +217,10 @@ class Task:
     def from_provenance(cls, values: Mapping[str, Any], *, labels: tuple[str, ...]) -> "Task":
         """Reads what training left in the manifest's settings."""
         return cls(
-            entry=TaskEntry.model_validate(values["entry"]),
+            # What an earlier version noted of its training is passed over.
+            entry=TaskEntry.model_validate(
+                {key: value for key, value in values["entry"].items() if key in TaskEntry.model_fields}
+            ),
             labels=labels,
             rank_sizes=dict(values["rank_sizes"]),
             spellings=dict(values["spellings"]),

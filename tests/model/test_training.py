@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from model.bundle import Bundle
-from model.dataset import FAMILY_OF_FIELD, labels_of, read_rows
-from model.features import FeatureExtractor, FeatureSettings
+from model.dataset import Rows, labels_of, read_rows
+from model.features import FeatureExtractor, Features, FeatureSettings
 from model.tasks import Task, load_task_file, resolve
 from tests.model.examples import TASK_FILE, a_shop_folder, an_empty_listing
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model.__main__ import app  # noqa: E402 - after the check that torch is there
-from model.batches import Examples, batch_of, field_hidden, randomly_hidden, targets_of  # noqa: E402
+from model.batches import Examples, batch_of, block_sums, field_hidden, randomly_hidden, targets_of  # noqa: E402
 from model.dataset import build_vocabulary  # noqa: E402
 from model.evaluate import features_of, open_session  # noqa: E402
 from model.export import difference, export_graph, quantised  # noqa: E402
-from model.losses import squared_earth_movers_distance  # noqa: E402
+from model.losses import Weighing, squared_earth_movers_distance  # noqa: E402
 from model.train import Outcome, train_graph  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -66,38 +66,54 @@ def trained(shop: Path, task_path: Path, tmp_path_factory: pytest.TempPathFactor
     return Bundle.load(out)
 
 
-def examples_of(shop: Path, task_path: Path) -> tuple[Examples, list[Task]]:
-    rows = read_rows([shop], part="train", settings=FeatureSettings())
+def sums_and_features(shop: Path, task_path: Path) -> tuple[Examples, Rows, FeatureExtractor, NDArray[np.float32], list[Task]]:
+    """The shop's validation rows as training reads them and as serving does, through a made-up table."""
+    rows = read_rows([shop], part="valid", settings=FeatureSettings())
     tasks = [resolve(entry, rows.by_set()) for entry in load_task_file(task_path).task]
     extractor = FeatureExtractor(FeatureSettings(), build_vocabulary(rows.listings, FeatureSettings()))
-    return Examples.of(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks]), tasks
+    table = np.random.default_rng(0).normal(size=(extractor.vocabulary.rows, 12)).astype(np.float32)
+    table[0] = 0
+    sums = block_sums(extractor.tokens(rows.listings), table[None], np.zeros(len(rows), dtype=np.int64))
+    return Examples.of(rows, sums, [labels_of(task, rows) for task in tasks]), rows, extractor, table, tasks
+
+
+def summed(features: Features, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the served graph sums up: float32 [B, D]."""
+    return np.einsum("bt,btd->bd", features.token_weights, table[features.token_ids])
 
 
 def test_a_label_never_stands_among_the_inputs(shop: Path, task_path: Path) -> None:
-    """Where a row's publisher counts as a label, its batch has no publisher token; where it is an input, no label."""
-    examples, tasks = examples_of(shop, task_path)
+    """Where a row's publisher counts as a label, its text is that of the listing without one; where it is an input, no label."""
+    examples, rows, extractor, table, tasks = sums_and_features(shop, task_path)
     index = np.arange(len(examples))
     hidden = randomly_hidden({"publisher": 0.5}, rows=len(index), random=np.random.default_rng(0))
-    batch = batch_of(examples, index, hidden=hidden)
+    text = batch_of(examples, index, hidden=hidden).text.numpy()
     present = targets_of(examples, tasks, index, hidden=hidden)["publisher"].present.numpy() > 0
-    publisher_ids = set(examples.tokens.ids[examples.tokens.families == FAMILY_OF_FIELD["publisher"]].tolist())
-    ends = np.append(batch.offsets.numpy()[1:], len(batch.token_ids))
-    shown = np.array([bool(publisher_ids & set(batch.token_ids[a:b].tolist())) for a, b in zip(batch.offsets, ends, strict=True)])
-    assert 100 < present.sum() < 300
-    np.testing.assert_array_equal(present, ~shown)
+    shown, without = (summed(features_of(extractor, rows, index, hidden=field), table) for field in (None, "publisher"))
+    assert 0.3 < present.mean() < 0.7
+    assert (np.abs(shown - without).max(axis=1) > 0.05).all()
+    np.testing.assert_allclose(text, np.where(present[:, None], without, shown), atol=0.02)
 
 
 def test_hiding_a_field_gives_what_a_listing_without_it_gives(shop: Path, task_path: Path) -> None:
-    """Training's hidden fields and serving's missing fields are the same arrays."""
-    rows = read_rows([shop], part="valid", settings=FeatureSettings())
-    extractor = FeatureExtractor(FeatureSettings(), build_vocabulary(rows.listings, FeatureSettings()))
-    examples = Examples.of(rows, extractor.tokens(rows.listings), [])
+    """Training's hidden fields and serving's missing fields sum to the same, to the precision of float16."""
+    examples, rows, extractor, table, _ = sums_and_features(shop, task_path)
     index = np.arange(20)
-    for field in ("publisher", "authors", "language", "currency"):
+    for field in (None, "publisher", "authors", "language", "currency"):
         batch = batch_of(examples, index, hidden=field_hidden(field, rows=20))
-        served = features_of(extractor, rows, index, hidden=field)
-        np.testing.assert_array_equal(batch.token_ids.numpy(), served.token_ids[served.token_ids > 0])
-        np.testing.assert_array_equal(batch.token_weights.numpy(), served.token_weights[served.token_ids > 0])
+        served = summed(features_of(extractor, rows, index, hidden=field), table)
+        np.testing.assert_allclose(batch.text.numpy(), served, atol=0.02)
+
+
+def test_each_row_is_read_through_its_own_table(shop: Path, task_path: Path) -> None:
+    """A row of the second fold sums rows of the second table."""
+    _, rows, extractor, table, _ = sums_and_features(shop, task_path)
+    tokens = extractor.tokens(rows.listings)
+    table_of = np.arange(len(rows)) % 2
+    mixed = block_sums(tokens, np.stack([table, -table]), table_of)
+    plain = block_sums(tokens, table[None], np.zeros_like(table_of))
+    assert torch.equal(mixed[0::2], plain[0::2])
+    assert torch.equal(mixed[1::2], -plain[1::2])
 
 
 def test_a_small_shop_is_learned(trained: Bundle) -> None:
@@ -137,6 +153,15 @@ def test_the_manifest_says_how_often_each_label_is_given(trained: Bundle, shop: 
     subject = trained.manifest.task("subject")
     true = [truths.count(label) / len(truths) for label in subject.labels]
     assert np.abs(np.array(reference["subject"]) - true).max() < 0.1
+
+
+def test_tasks_learn_what_to_read_of_each_other(trained: Bundle) -> None:
+    """The manifest has each task's shares of all tasks' views, and training has moved them."""
+    relations = np.array(trained.manifest.settings["relations"])
+    assert relations.shape == (5, 5)
+    np.testing.assert_allclose(relations.sum(axis=1), 1, atol=1e-3)
+    others = relations[~np.eye(5, dtype=bool)]
+    assert others.std() > 0.002
 
 
 def test_golden_outputs_are_what_the_graph_gives(trained: Bundle) -> None:
@@ -263,6 +288,27 @@ def test_the_ordinal_loss_grows_with_the_distance() -> None:
     assert far == pytest.approx(2, abs=1e-4)
 
 
+def test_every_way_to_weigh_the_losses_learns(shop: Path, task_path: Path) -> None:
+    """With learned weights the shop is learned, too, and other than with static ones."""
+    task_file = load_task_file(task_path)
+    ends = []
+    for weighing in ("static", "uncertainty", "famo"):
+        settings = task_file.training.model_copy(update={"epochs": 4, "weighing": weighing})
+        outcome = train_graph([shop], task_file.model_copy(update={"training": settings}), seed=1)
+        last = {point.task: point.value for point in outcome.trained.curves if point.epoch == 5}
+        assert last["subject"] > 0.9
+        ends.append(last)
+    assert ends[0] != ends[1] != ends[2] != ends[0]
+
+
+def test_famo_weighs_a_task_less_that_progressed_more() -> None:
+    """From equal factors, the task whose loss fell by half gets a smaller one than the task whose loss stood still."""
+    weighing = Weighing("famo", ["fast", "slow", "absent"])
+    weighing.learn({"fast": torch.tensor(2.0), "slow": torch.tensor(2.0)}, {"fast": torch.tensor(1.0), "slow": torch.tensor(2.0)})
+    fast, slow, absent = weighing.scores.tolist()
+    assert fast < absent == 0 < slow
+
+
 def test_torch_and_onnxruntime_agree_on_a_thousand_rows(shop: Path, task_path: Path, tmp_path: Path) -> None:
     """For 1,000 made-up listings with and without covers, the exported graph gives what torch gives."""
     task_file = load_task_file(task_path)
@@ -275,7 +321,7 @@ def test_torch_and_onnxruntime_agree_on_a_thousand_rows(shop: Path, task_path: P
 def test_torch_and_onnxruntime_agree_on_a_thousand_real_rows(shared_data: Path, tmp_path: Path) -> None:
     """The same for 1,000 real listings and every task of the shipped file, trained on a small share of the data."""
     task_file = load_task_file(Path(__file__).parents[2] / "model" / "books.toml")
-    quick = task_file.training.model_copy(update={"epochs": 1, "linear_start": False, "table_rows": 20_000})
+    quick = task_file.training.model_copy(update={"epochs": 1, "table_rows": 20_000, "word_vectors": False})
     folders = [shared_data / name for name in ("bookdepository", "douban-zh", "goodreads", "gutenberg")]
     outcome = train_graph(folders, task_file.model_copy(update={"training": quick}), seed=3, limit=1000)
     assert apart_on_a_thousand_rows(outcome, task_file.features, tmp_path) < 1e-4
@@ -340,7 +386,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     monkeypatch.setattr(fitting, "_epoch", counted)
     resumed = train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
     assert epochs == [3, 4]
-    assert torch.equal(resumed.trained.table, undisturbed.trained.table)
+    for one, other in zip(resumed.trained.network.parameters(), undisturbed.trained.network.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert resumed.trained.curves == undisturbed.trained.curves
 
 
@@ -353,7 +400,7 @@ def test_one_cover_of_zeros_stands_for_a_batch_without_any(trained: Bundle) -> N
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_a_study_compares_together_with_alone(shop: Path, task_path: Path, tmp_path: Path) -> None:
+def test_a_study_compares_together_with_alone(trained: Bundle, shop: Path, task_path: Path, tmp_path: Path) -> None:
     """Each task has a score from the common network and from its own, and one more pair with few labels."""
     out = tmp_path / "study.jsonl"
     arguments = ["--data", str(shop), "--tasks", str(task_path), "--out", str(out), "--seeds", "1", "--limit", "150"]
@@ -366,6 +413,17 @@ def test_a_study_compares_together_with_alone(shop: Path, task_path: Path, tmp_p
     assert [run["share"] for run in runs] == [*[1.0] * 10, 0.1, 0.1]
     assert len({run["parameters"] for run in runs[:5]}) == 1
     assert "Δm with all labels" in result.output
+    report = tmp_path / "report.html"
+    shown = ["report", "--bundle", str(trained.path), "--out", str(report), "--study", str(out), "--data", str(shop)]
+    result = RUNNER.invoke(app, shown)
+    assert result.exit_code == 0, result.output
+    text = report.read_text(encoding="utf-8")
+    assert "Together against alone" in text
+    assert "subject 10%" in text
+    assert "data:image/png;base64," in text
+    assert "http" not in text
+    out.write_text("{}\n", encoding="utf-8")
+    assert RUNNER.invoke(app, shown).exit_code == 2
 
 
 def test_a_task_with_fewer_columns_than_the_table_is_wide_can_be_trained(shop: Path, tmp_path: Path) -> None:
@@ -377,7 +435,7 @@ def test_a_task_with_fewer_columns_than_the_table_is_wide_can_be_trained(shop: P
         encoding="utf-8",
     )
     outcome = train_graph([shop], load_task_file(path), seed=0)
-    assert outcome.trained.table.shape[1] == 40
+    assert outcome.graph.get_buffer("table").shape[1] == 40
     assert outcome.trained.curves[-1].value > 0.9
 
 
