@@ -14,6 +14,7 @@ from model.study import Gain, Run, gains
 
 _CURVES, _EVALUATION = "curves.csv", "evaluation.json"
 _WIDTH, _HEIGHT, _MARGIN = 260, 170, 34
+_GAIN_SHOWN_MAX = 0.25
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -213,20 +214,26 @@ def _study(runs: Sequence[Run]) -> list[str]:
 
 def _gains_figure(found: Sequence[Gain]) -> str:
     height, left, middle, scale_max = 18, 170, 420, 230
-    largest = max((abs(each.gain) + _finite(each.half_width) for each in found), default=0.0) or 1.0
+    # A score near zero makes gains of hundreds of percent, beside which no other bar could be seen.
+    largest = min(max((abs(each.gain) + _finite(each.half_width) for each in found), default=0.0) or 1.0, _GAIN_SHOWN_MAX)
     parts = [f'<path d="M{middle} 0V{height * len(found)}" stroke="#9aa5b1"/>']
     for row, each in enumerate(found):
-        y, width = row * height, abs(each.gain) / largest * scale_max
+        y, width = row * height, min(abs(each.gain) / largest, 1.0) * scale_max
         x = middle if each.gain >= 0 else middle - width
-        end = middle + each.gain / largest * scale_max
-        half = _finite(each.half_width) / largest * scale_max
+        end = middle + max(-1.0, min(each.gain / largest, 1.0)) * scale_max
+        half = min(_finite(each.half_width) / largest, 0.2) * scale_max
         colour = "#1668a8" if each.gain >= 0 else "#b5482f"
         parts.append(
             f'<text x="{left}" y="{y + 13}" text-anchor="end">{_escaped(each.task)} {each.share:.0%}</text>'
             f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="10" fill="{colour}"/>'
             f'<path d="M{end - half:.1f} {y + 9}H{end + half:.1f}" stroke="#1c2430"/>'
         )
-    return _figure(f"gain, whole width ±{largest:.0%}", "".join(parts), width=middle + scale_max + 10, height=height * len(found))
+    return _figure(
+        f"gain, whole width ±{largest:.0%}, longer bars cut",
+        "".join(parts),
+        width=middle + scale_max + 10,
+        height=height * len(found),
+    )
 
 
 def _finite(value: float) -> float:
