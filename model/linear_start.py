@@ -158,7 +158,6 @@ def _task_models(
         "biases": torch.from_numpy(np.stack([biases * scale + shift for _, biases in both])),
         "svm_weights": torch.from_numpy((svms[0][0] * margin).astype(np.float16)),
         "svm_biases": torch.from_numpy(svms[0][1] * margin),
-        "ratio": torch.tensor(ratio),
     }
 
 
