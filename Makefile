@@ -81,7 +81,7 @@ bench-peers: setup-dev  ## the service against quixstreams, bytewax, faststream 
 	@$(PY) -m tests.benchmarks.peers $(ARGS)
 
 train: setup-dev  ## the bundle that ships, from the data in DATA
-	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/bundles/books
+	@$(PY) -m model train --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out runs/books-measured --refit model/bundles/books
 
 study: setup-dev  ## one network for all tasks against one a task, 5 seeds (hours)
 	@$(PY) -m model study --data $(DATA)/bookdepository --data $(DATA)/douban-zh --data $(DATA)/goodreads --data $(DATA)/gutenberg --tasks model/books.toml --out model/study.jsonl --scarce department --scarce topics --scarce library_class --scarce genre --share 0.05 --share 0.2 $(ARGS)

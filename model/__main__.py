@@ -50,6 +50,10 @@ def train(
     data: Data,
     tasks: Annotated[Path, typer.Option(help="The task file.")],
     out: Annotated[Path, typer.Option(help="Where the bundle goes; the one there is replaced at the very end.")],
+    refit: Annotated[
+        Path | None,
+        typer.Option(help="Where a second bundle goes that has learned from `valid`, too. The figures in it are the first's."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Two runs with one seed give the same figures.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each set, for a quick try.")] = None,
     skip_bad: Annotated[
@@ -77,12 +81,14 @@ def train(
             out,
             seed=seed,
             epoch=epoch,
+            refit=refit,
             limit=limit,
             skip_bad=skip_bad,
             progress=lambda line: _OUT.print(line, markup=False, highlight=False),
         )
     _OUT.print(_metrics_table(bundle.manifest.metrics, bundle.manifest.settings.get("baseline", {})))
-    _OUT.print(f"{bundle.manifest.label} in {out}, {_megabytes(bundle):.1f} MB", markup=False)
+    for folder in (out, refit) if refit is not None else (out,):
+        _OUT.print(f"{bundle.manifest.label} in {folder}, {_megabytes(Bundle.load(folder)):.1f} MB", markup=False)
 
 
 @app.command()
@@ -151,6 +157,7 @@ def evaluate(
 
     with _told():
         loaded = Bundle.load(bundle)
+        _warn_of_refit(loaded, part)
         rows = read_rows(data, part=part, settings=loaded.manifest.features)
         found = evaluated(
             open_session(loaded.graph_path, threads=_THREADS),
@@ -185,6 +192,8 @@ def report(
 
     with _told():
         loaded = Bundle.load(bundle)
+        if data:
+            _warn_of_refit(loaded, "valid")
         examples = examples_of(loaded, read_rows(data, part="valid", settings=loaded.manifest.features)) if data else []
         write_report(loaded, out, study=read_runs(study) if study else [], examples=examples)
     _OUT.print(f"wrote {out}", markup=False)
@@ -245,6 +254,14 @@ def sign(bundle: BundleFolder, key: Annotated[Path, typer.Option(help="The Ed255
         except OSError as error:
             raise signing.KeyUnusable(f"{error.filename}: {error.strerror}") from error
     _OUT.print(f"wrote {signature}", markup=False, soft_wrap=True)
+
+
+def _warn_of_refit(bundle: Bundle, part: str) -> None:
+    if bundle.manifest.settings.get("refit") and part in ("train", "valid"):
+        _ERROR.print(
+            f"note: {bundle.path} has learned from train and valid; on these its figures flatter. `inspect` shows those of "
+            "the training that had not seen valid.", style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _megabytes(bundle: Bundle) -> float:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model import metrics
+from model.calibrate import in_its_band
 from model.dataset import Labels, Rows
 from model.evaluate import task_evaluations
 from model.features import Tokens
@@ -49,7 +51,10 @@ def baseline(
 def _outputs(task: Task, logits: NDArray[np.float32], truth: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
     """The logits as the graph's outputs would be, and for a multi task its threshold."""
     if task.entry.kind == "regression":
-        values = np.exp(logits) if task.entry.scale == "log" else logits
+        value = torch.from_numpy(logits[:, 0])
+        if task.edges:
+            value = in_its_band(value, torch.from_numpy(logits[:, 1:]), task.edges)
+        values = (value.exp() if task.entry.scale == "log" else value).numpy()[:, None]
         return np.repeat(values, 3, axis=1), 0.0
     if task.entry.kind == "multi":
         probabilities = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)

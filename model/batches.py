@@ -136,11 +136,14 @@ def batches_of_one_set(
     return [batches[place] for place in random.permutation(len(batches))]
 
 
-def randomly_hidden(probabilities: Mapping[str, float], *, rows: int, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Draws which fields are hidden in each row: bool [rows, BLOCKS]."""
+def randomly_hidden(
+    probabilities: Mapping[str, float], *, rows: int, random: np.random.Generator, all_text: float = 0.0
+) -> NDArray[np.bool_]:
+    """Draws which fields are hidden in each row, and with the probability `all_text` every one: bool [rows, BLOCKS]."""
     hidden = np.zeros((rows, BLOCKS), dtype=np.bool_)
     for field, block in BLOCK_OF_FIELD.items():
         hidden[:, block] = random.random(rows) < probabilities.get(field, 0.0)
+    hidden[random.random(rows) < all_text] = True
     return hidden
 
 

@@ -20,6 +20,9 @@ _TEMPERATURES = np.geomspace(0.05, 8.0, 240)  # an SVM's margins want far below 
 _INTERVAL = (0.10, 0.50, 0.90)
 _SLOPES = (0.1, 1.5)
 _SPREAD_MIN = 1e-9
+_OFF_AN_EDGE = 1e-4
+_FAR = 1e9
+_BAND_SHARPNESS = 20.0
 _THRESHOLD_STEPS = 60
 _THRESHOLD_RANGE = (0.05, 0.85)
 # A label's own threshold is drawn towards the task's as if so many rows had chosen that one: rare labels are noise.
@@ -63,6 +66,19 @@ def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibr
         probabilities = 1.0 / (1.0 + np.exp(-(own * scale + shift)))
         return Calibration(scale=scale, shift=shift, thresholds=_thresholds(probabilities, values))
     return Calibration(scale=_inverse_temperature(own, values, groups=list(task.groups.values())))
+
+
+def in_its_band(value: torch.Tensor, bands: torch.Tensor, edges: Sequence[float]) -> torch.Tensor:
+    """Values float32 [B], each moved as little as puts it into the most probable of its bands, logits float32 [B, bands].
+
+    Between two bands that are equally probable the result is in between, so that rounding moves it a little and not a lot.
+    """
+    # Not on an edge: rounding may move it across.
+    gaps = [(edge, _OFF_AN_EDGE * max(1.0, abs(edge))) for edge in edges]
+    lowest = torch.tensor([-_FAR, *(edge + gap for edge, gap in gaps)])
+    highest = torch.tensor([*(edge - gap for edge, gap in gaps), _FAR])
+    inside = torch.minimum(torch.maximum(value.unsqueeze(1), lowest), highest)  # [B, bands]
+    return (functional.softmax(bands * _BAND_SHARPNESS, dim=1) * inside).sum(dim=1)
 
 
 def _inverse_temperature(logits: NDArray[np.float32], values: NDArray[np.int64], *, groups: Sequence[tuple[int, int]]) -> float:

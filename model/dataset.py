@@ -4,6 +4,7 @@ A folder is a set: `train.jsonl.gz`, `valid.jsonl.gz` and, where it has covers, 
 `Listing` can become inputs, so an ISBN or the name of a cover file never does.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -58,11 +59,28 @@ class Rows:
     def __len__(self) -> int:
         return len(self.listings)
 
+    def none(self) -> "Rows":
+        """The same without any row."""
+        return dataclasses.replace(self, values=[], listings=[], sets=[], covers=self.covers[:0], cover_of=self.cover_of[:0])
+
     def by_set(self) -> dict[str, list[dict[str, Any]]]:
         grouped: dict[str, list[dict[str, Any]]] = {}
         for name, values in zip(self.sets, self.values, strict=True):
             grouped.setdefault(name, []).append(values)
         return grouped
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, of the same feature settings."""
+    moved = np.where(second.cover_of >= 0, second.cover_of + len(first.covers), UNLABELLED)
+    return Rows(
+        values=first.values + second.values,
+        listings=first.listings + second.listings,
+        sets=first.sets + second.sets,
+        covers=np.concatenate([first.covers, second.covers]),
+        cover_of=np.concatenate([first.cover_of, moved]),
+        fingerprint=hashlib.sha256(f"{first.fingerprint} {second.fingerprint}".encode()).hexdigest(),
+    )
 
 
 def read_rows(

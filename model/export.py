@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.bundle import TensorSpec
-from model.calibrate import Calibration
+from model.calibrate import Calibration, in_its_band
 from model.features import Features, FeatureSettings
 from model.network import Network
 from model.tasks import Task
@@ -79,7 +79,11 @@ class ServingGraph(nn.Module):
 def _calibrated(task: Task, logits: Tensor, calibration: Calibration) -> Tensor:
     if task.entry.kind == "regression":
         shifts = torch.tensor([[calibration.shift, calibration.low, calibration.high]])
-        values = logits * calibration.scale + shifts  # [B, 3]
+        values = logits[:, :1] * calibration.scale + shifts  # [B, 3]
+        if task.edges:
+            value, low, high = values.unbind(dim=1)
+            value = in_its_band(value, logits[:, 1:], task.edges)
+            values = torch.stack([value, torch.minimum(low, value), torch.maximum(high, value)], dim=1)  # [B, 3]
         if task.entry.scale == "log":
             return values.clamp(max=30.0).exp()
         return values.clamp(0.0, 1.0) if task.entry.scale == "rank" else values

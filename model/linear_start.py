@@ -14,8 +14,8 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from model.tasks import Task
 
 # A margin of 1 is near certainty for an SVM and near nothing for a softmax.
 _LOGITS_PER_MARGIN = {"single": 4.0, "ordinal": 4.0, "multi": 2.5}
+_BAND_LOGITS_PER_MARGIN = 4.0
 _ITERATIONS_MAX = 60
 # A binary problem with fewer positive rows than this tells nothing.
 _POSITIVE_ROWS_MIN = 2
@@ -51,18 +52,29 @@ _PARALLEL_ROWS_MIN = 5_000
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """A task's model is (SVM + ratio * words' model) * scale + shift."""
+
+    ratio: float
+    scale: float
+    shift: float
+
+
+@dataclass(frozen=True, slots=True)
 class LinearModels:
     """Linear models of all tasks side by side, as logits: first those of all rows, then those without each fold.
 
     Attributes:
         weights: float16 [1 + folds, K, table rows]; biases: float32 [1 + folds, K].
         svm_weights: float16 [K, table rows], svm_biases: float32 [K]: the SVMs of all rows alone, as logits.
+        recipes: how each task's two models became one.
     """
 
     weights: NDArray[np.float16]
     biases: NDArray[np.float32]
     svm_weights: NDArray[np.float16]
     svm_biases: NDArray[np.float32]
+    recipes: tuple[Recipe, ...]
 
     def kept(self, rows: NDArray[np.int64]) -> "LinearModels":
         """The same models for a table of only these rows."""
@@ -71,12 +83,16 @@ class LinearModels:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """float32 arrays: table [rows, D], fold_tables [folds, rows, D], head_weight [K, D], head_bias [K]."""
+    """float32 arrays: table [rows, D], fold_tables [folds, rows, D], head_weight [K, D], head_bias [K], directions [K, D].
+
+    A table is coefficients times `directions`.
+    """
 
     table: NDArray[np.float32]
     fold_tables: NDArray[np.float32]
     head_weight: NDArray[np.float32]
     head_bias: NDArray[np.float32]
+    directions: NDArray[np.float32]
 
 
 def linear_models(
@@ -89,6 +105,7 @@ def linear_models(
     folds: NDArray[np.int64],
     progress: Callable[[str], None],
     checkpoints: Checkpoints | None = None,
+    recipes: Sequence[Recipe] | None = None,
 ) -> LinearModels:
     """Fits the linear models of each column of each task.
 
@@ -98,17 +115,21 @@ def linear_models(
         vectors: float32 [table rows, W] of the words' meanings, see `word_vectors`; None for SVMs alone.
         folds: int64 [rows], see `folds_by_title`.
         checkpoints: where each task's models are kept; those of an interrupted training are taken up again.
+        recipes: where they are known of a fit before this one, nothing is left to be settled without a fold, so the models
+            of all rows are the only ones.
     """
     states = []
-    for task, own in zip(tasks, labels, strict=True):
+    for place, (task, own) in enumerate(zip(tasks, labels, strict=True)):
         rows = np.flatnonzero(own.present)
         progress(f"linear models: {task.name}, {task.width} columns, {len(rows)} rows")
-        kept = None if checkpoints is None else checkpoints.narrowed(entry=_identity(task), labels=task.labels)
+        recipe = None if recipes is None else recipes[place]
+        depends_on = {"entry": _identity(task), "labels": task.labels, "recipe": None if recipe is None else astuple(recipe)}
+        kept = None if checkpoints is None else checkpoints.narrowed(**depends_on)
         name = f"linear-{task.name}-{hashlib.sha256(own.present.tobytes()).hexdigest()[:12]}"
         state = None if kept is None else kept.load(name)
         if state is None:
             matrix = text_matrix(tokens, table_rows=table_rows, hidden=task.hidden_input)[rows]
-            state = _task_models(task, matrix, own.values[rows], folds[rows], count=int(folds.max()) + 1, vectors=vectors)
+            state = _task_models(task, matrix, own.values[rows], folds[rows], vectors=vectors, recipe=recipe)
             if kept is not None:
                 kept.save(name, state)
         states.append(state)
@@ -116,7 +137,8 @@ def linear_models(
     svm_weights, svm_biases = (
         np.concatenate([state[name].numpy() for state in states]) for name in ("svm_weights", "svm_biases")
     )
-    return LinearModels(weights=weights, biases=biases, svm_weights=svm_weights, svm_biases=svm_biases)
+    found = tuple(Recipe(*state["recipe"]) for state in states)
+    return LinearModels(weights=weights, biases=biases, svm_weights=svm_weights, svm_biases=svm_biases, recipes=found)
 
 
 def _identity(task: Task) -> dict[str, object]:
@@ -130,35 +152,50 @@ _Model = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def _task_models(
     task: Task, matrix: csr_matrix, values: NDArray[Any], folds: NDArray[np.int64], *,
-    count: int, vectors: NDArray[np.float32] | None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """A task's models as logits: weights [1 + folds, columns, table rows] and biases, and the SVM's alone."""
-    inside = [np.ones(len(folds), dtype=np.bool_), *(folds != fold for fold in range(count))]
+    vectors: NDArray[np.float32] | None, recipe: Recipe | None,
+) -> dict[str, Any]:  # fmt: skip
+    """A task's models as logits: weights [1 + folds, columns, table rows] and biases, the SVM's alone, and the recipe."""
+    inside = [np.ones(len(folds), dtype=np.bool_)]
+    if recipe is None:
+        inside += [folds != fold for fold in range(int(folds.max()) + 1)]
     # Processes, since liblinear's random numbers are global.
     jobs = min(len(inside), os.cpu_count() or 1) if len(values) >= _PARALLEL_ROWS_MIN else 1
     svms: list[_Model] = Parallel(n_jobs=jobs)(delayed(_svm)(task, matrix[rows], values[rows]) for rows in inside)
-    unseen = _out_of_fold(svms, matrix, folds, width=task.width)
-    margin = np.float32(_LOGITS_PER_MARGIN.get(task.entry.kind, 1.0))
-    both, ratio = svms, 0.0
+    words: list[_Model] = []
+    meanings = np.zeros((0, 0), dtype=np.float32)
     if vectors is not None:
         meanings = np.asarray(matrix.astype(np.float32) @ vectors, dtype=np.float32)  # [rows, W]
         words = [_words_model(task, meanings[rows], values[rows]) for rows in inside]
-        by_words = _out_of_fold(words, meanings, folds, width=task.width)
-        scores = [metrics.score(task.entry.kind, (unseen + each * by_words) * margin, values)[1] for each in _RATIOS]
-        ratio = _RATIOS[int(np.argmax(scores))]
-        unseen = unseen + np.float32(ratio) * by_words
-        both = [
-            (svm[0] + np.float32(ratio) * (word[0] @ vectors.T), svm[1] + np.float32(ratio) * word[1])
-            for svm, word in zip(svms, words, strict=True)
-        ]
-    calibration = calibrate(task, unseen, Labels(values=values, present=np.ones(len(values), dtype=np.bool_)))
-    scale, shift = np.float32(calibration.scale), np.float32(calibration.shift)
+    if recipe is None:
+        unseen = _out_of_fold(svms, matrix, folds, width=task.width)
+        recipe = _recipe(task, values, unseen, _out_of_fold(words, meanings, folds, width=task.width) if words else None)
+    ratio, scale, shift = (np.float32(each) for each in astuple(recipe))
+    both = svms
+    if vectors is not None:
+        both = [(svm[0] + ratio * (word[0] @ vectors.T), svm[1] + ratio * word[1]) for svm, word in zip(svms, words, strict=True)]
+    margin = _margin(task)
     return {
         "weights": torch.from_numpy(np.stack([weights * scale for weights, _ in both]).astype(np.float16)),
         "biases": torch.from_numpy(np.stack([biases * scale + shift for _, biases in both])),
         "svm_weights": torch.from_numpy((svms[0][0] * margin).astype(np.float16)),
         "svm_biases": torch.from_numpy(svms[0][1] * margin),
+        "recipe": list(astuple(recipe)),
     }
+
+
+def _margin(task: Task) -> np.float32:
+    return np.float32(_LOGITS_PER_MARGIN.get(task.entry.kind, 1.0))
+
+
+def _recipe(task: Task, values: NDArray[Any], unseen: NDArray[np.float32], by_words: NDArray[np.float32] | None) -> Recipe:
+    """Settled on decisions for rows that neither model saw: those of the SVM and those of the words' model."""
+    ratio = 0.0
+    if by_words is not None:
+        scores = [metrics.score(task.entry.kind, (unseen + each * by_words) * _margin(task), values)[1] for each in _RATIOS]
+        ratio = _RATIOS[int(np.argmax(scores))]
+        unseen = unseen + np.float32(ratio) * by_words
+    calibration = calibrate(task, unseen, Labels(values=values, present=np.ones(len(values), dtype=np.bool_)))
+    return Recipe(ratio=ratio, scale=calibration.scale, shift=calibration.shift)
 
 
 def _out_of_fold(
@@ -199,6 +236,7 @@ def factored(models: LinearModels, tasks: Sequence[Task], tokens: Tokens, *, wid
         fold_tables=tables[1:],
         head_weight=leading / scale[:, None] * np.float32(size),
         head_bias=models.biases[0],
+        directions=scaled,
     )
 
 
@@ -209,7 +247,9 @@ def _task_scale(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> 
     for task in tasks:
         place = slice(first, first + task.width)
         share = task.entry.start_share * task.width**_SHARE_EXPONENT
-        scale[place] = np.sqrt(share / max(float(variance[place].sum()), 1e-12))
+        # Columns of one task are alike, but for a regression's value and its bands.
+        of = variance[place] * task.width if task.entry.kind == "regression" else variance[place].sum()
+        scale[place] = np.sqrt(share / np.maximum(of, 1e-12))
         first += task.width
     return scale
 
@@ -245,13 +285,25 @@ def _svm(task: Task, matrix: csr_matrix, values: NDArray[Any]) -> _Model:
         if task.entry.kind == "regression":
             ridge = Ridge(alpha=task.entry.start_alpha, solver="sparse_cg", tol=1e-3).fit(matrix, values)
             weights[0], biases[0] = ridge.coef_, float(ridge.intercept_)
-            return weights, biases
-        for column in range(task.width):
-            is_label = values[:, column] > 0.5 if task.entry.kind == "multi" else values == column
+        for column, is_label in _binary_problems(task, values):
             if _POSITIVE_ROWS_MIN <= is_label.sum() < len(is_label):
                 model = LinearSVC(C=task.entry.start_c, max_iter=_ITERATIONS_MAX, random_state=0).fit(matrix, is_label)
                 weights[column], biases[column] = model.coef_[0], model.intercept_.item()
+    if task.edges:  # the value's column is not in margins, so those of its bands become logits here
+        weights[1:] *= _BAND_LOGITS_PER_MARGIN
+        biases[1:] *= _BAND_LOGITS_PER_MARGIN
     return weights, biases
+
+
+def _binary_problems(task: Task, values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Each column that an SVM is for, and the rows that are its label."""
+    if task.entry.kind == "multi":
+        yield from ((column, values[:, column] > 0.5) for column in range(task.width))
+        return
+    if task.entry.kind == "regression":
+        values = 1 + np.searchsorted(np.asarray(task.edges, dtype=np.float32), values, side="right")
+    for column in range(1 if task.entry.kind == "regression" else 0, task.width):
+        yield column, values == column
 
 
 def _words_model(task: Task, meanings: NDArray[np.float32], values: NDArray[Any]) -> _Model:
@@ -269,6 +321,9 @@ def _words_model(task: Task, meanings: NDArray[np.float32], values: NDArray[Any]
             value = functional.binary_cross_entropy_with_logits(outputs, truth, reduction="none").sum(dim=1).mean()
         elif task.entry.kind == "regression":
             value = functional.mse_loss(outputs[:, 0], truth)
+            if task.edges:
+                bands = torch.bucketize(truth, torch.tensor(task.edges), right=True)
+                value = value + functional.cross_entropy(outputs[:, 1:], bands)
         else:
             value = functional.cross_entropy(outputs, truth)
         value = value + _WORDS_PENALTY * weights.square().sum()

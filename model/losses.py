@@ -15,6 +15,7 @@ from model.tasks import Task
 # Columns of topics or shelves are many and mostly 0; their sum over labels, scaled, weighs like a cross-entropy.
 _MULTI_SCALE = 0.5
 _HUBER_DELTA = 1.0
+_BANDS_WEIGHT = 0.3  # a regression's own loss is some tenths
 _LOSS_MIN = 1e-6
 # Progress of one step is some hundredths: with this rate a factor can double in an epoch or two.
 _FAMO_RATE = 1.0
@@ -95,7 +96,11 @@ def _row_losses(task: Task, logits: Tensor, target: Target, *, label_smoothing: 
     if task.entry.kind == "multi":
         return functional.binary_cross_entropy_with_logits(logits, values, reduction="none").sum(dim=1) * _MULTI_SCALE  # [B]
     if task.entry.kind == "regression":
-        return functional.huber_loss(logits[:, 0], values, reduction="none", delta=_HUBER_DELTA)  # [B]
+        each = functional.huber_loss(logits[:, 0], values, reduction="none", delta=_HUBER_DELTA)  # [B]
+        if task.edges:
+            bands = torch.bucketize(values, torch.tensor(task.edges), right=True)  # [B]
+            each = each + _BANDS_WEIGHT * functional.cross_entropy(logits[:, 1:], bands, reduction="none")  # [B]
+        return each
     each = functional.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)  # [B]
     if task.entry.kind == "ordinal":
         each = each + squared_earth_movers_distance(logits, values, groups=list(task.groups.values()))

@@ -21,8 +21,15 @@ def score(kind: str, logits: NDArray[np.float32], truth: NDArray[Any]) -> tuple[
     if kind == "multi":
         return "micro_f1", max(micro_f1(logits >= threshold, truth > 0.5) for threshold in _MULTI_THRESHOLDS)
     if kind == "regression":
-        return "r2", float(1 - ((logits[:, 0] - truth) ** 2).mean() / max(float(truth.var()), 1e-12))
+        return "r2", _explained(logits[:, 0].astype(np.float64), truth.astype(np.float64))
     return "accuracy", float((logits.argmax(axis=1) == truth).mean())
+
+
+def _explained(values: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """The share of variance explained after the best slope, which calibration gives, but for a slope below 0."""
+    if min(values.std(), truth.std()) < 1e-9:
+        return 0.0
+    return float(max(np.corrcoef(values, truth)[0, 1], 0.0) ** 2)
 
 
 def single_label(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> dict[str, float]:

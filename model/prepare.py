@@ -1,6 +1,6 @@
 """What a training begins with: the table, the network that reads it, and what each row's text sums to in the table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from model.batches import Examples, block_sums
-from model.dataset import Labels, Rows
+from model.checkpoint import Checkpoints
+from model.dataset import Labels, Rows, build_vocabulary, labels_of
 from model.export import quantised
-from model.features import Tokens
-from model.linear_start import LinearModels, factored
+from model.features import PAD_ID, FeatureExtractor, Tokens, Vocabulary
+from model.linear_start import LinearModels, Recipe, factored, importance, linear_models
 from model.network import Network, Shape
 from model.tasks import Task, TaskFile
+from model.word_vectors import word_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,52 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The network at its start, the table as it is served (float32 [table rows, D]) and both parts' examples."""
+    """The network at its start, the table as it is served (float32 [table rows, D]) and both parts' examples.
+
+    Attributes:
+        directions: float32 [K, D], which make a table of coefficients; biases: float32 [K], of the linear models.
+    """
 
     network: Network
     table: NDArray[np.float32]
     train: Examples
     valid: Examples
+    directions: NDArray[np.float32]
+    biases: NDArray[np.float32]
+
+
+def part_of(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Part:
+    return Part(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
+
+
+def modelled(
+    task_file: TaskFile, tasks: Sequence[Task], train: Rows, *, folds: NDArray[np.int64],
+    checkpoints: Checkpoints | None, progress: Callable[[str], None], recipes: Sequence[Recipe] | None = None,
+) -> tuple[Vocabulary, Part, LinearModels]:  # fmt: skip
+    """Every gram that may get a row of the table, the training rows in these grams, and the linear models over them."""
+    settings, by_meaning = task_file.features, task_file.training.word_vectors
+    vocabulary = build_vocabulary(train.listings, settings)
+    seen = part_of(train, FeatureExtractor(settings, vocabulary), tasks)
+    vectors = word_vectors(train.listings, vocabulary, settings, progress=progress) if by_meaning else None
+    models = linear_models(
+        tasks, seen.labels, seen.tokens, vectors=vectors, table_rows=vocabulary.rows, folds=folds, recipes=recipes,
+        checkpoints=None if checkpoints is None else checkpoints.narrowed(word_vectors=by_meaning), progress=progress,
+    )  # fmt: skip
+    return vocabulary, seen, models
+
+
+def pruned(
+    vocabulary: Vocabulary, models: LinearModels, tasks: Sequence[Task], tokens: Tokens, *,
+    rows_max: int, progress: Callable[[str], None],
+) -> tuple[Vocabulary, LinearModels]:  # fmt: skip
+    """The grams that the linear models of all tasks lean on most, where there are too many."""
+    if vocabulary.rows <= rows_max:
+        return vocabulary, models
+    moved = importance(models, tasks, tokens)
+    rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
+    share = moved[rows].sum() / moved.sum()
+    progress(f"kept {rows_max} of {vocabulary.rows} table rows, which make {share:.2%} of the linear models' decisions")
+    return vocabulary.kept(rows), models.kept(np.concatenate([[PAD_ID], rows]))
 
 
 def prepared(
@@ -61,6 +103,8 @@ def prepared(
         table,
         train=Examples.of(train.rows, block_sums(train.tokens, start.fold_tables, folds), train.labels),
         valid=Examples.of(valid.rows, block_sums(valid.tokens, table[None], unseen), valid.labels),
+        directions=start.directions,
+        biases=start.head_bias,
     )
 
 

@@ -7,6 +7,7 @@
 `load_task_file` validates it; `resolve` looks at training rows and settles the label sets.
 """
 
+import math
 import re
 import tomllib
 from collections import Counter
@@ -62,7 +63,8 @@ class TaskEntry(_Part):
         field: of the data's rows, where the label is read.
         bands: for `ordinal`, the edges between bands, by currency.
         scale: for `regression`, what is learned: the number, its logarithm, or a rank as a score in 0..1.
-        bands_shown: for `regression`, edges for a metric that compares with classifiers.
+        value_bands: for `regression`, edges between bands: the head learns the band, too, and the value given lies in the
+            most probable one.
         weight: of the task's loss.
         shapes_representation: False lets the task read the shared representation without changing it, for labels that
             are mostly noise.
@@ -78,7 +80,7 @@ class TaskEntry(_Part):
     bands: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     scale: Literal["linear", "log", "rank"] = "linear"
     rank_within: str | None = None
-    bands_shown: tuple[float, ...] = ()
+    value_bands: tuple[float, ...] = ()
     asked_only_where_missing: bool = False
     weight: float = Field(default=1.0, gt=0)
     shapes_representation: bool = True
@@ -93,8 +95,8 @@ class TaskEntry(_Part):
             raise ValueError("bands: expected edges by currency for an ordinal task and none for another")
         if any(list(edges) != sorted(set(edges)) or not edges for edges in self.bands.values()):
             raise ValueError("bands: expected ascending edges")
-        if self.kind != "regression" and (self.scale != "linear" or self.rank_within or self.bands_shown):
-            raise ValueError("scale, rank_within and bands_shown: expected for a regression only")
+        if self.kind != "regression" and (self.scale != "linear" or self.rank_within or self.value_bands):
+            raise ValueError("scale, rank_within and value_bands: expected for a regression only")
         if (self.scale == "rank") != (self.rank_within is not None):
             raise ValueError('rank_within: expected the field whose values are ranked apart, with scale = "rank"')
         if self.asked_only_where_missing and self.field not in INPUT_FIELDS:
@@ -109,6 +111,8 @@ class TrainingSettings(_Part):
         table_rows, table_width: the table's size, a byte a number in the bundle; most of the bundle.
         word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
         weighing: how the tasks' losses are added up, see losses.py.
+        cover_dropout, text_dropout: how often a row's cover, and all of its text, is hidden: a cover learns to stand alone, and
+            a listing that says nothing gets the priors.
         folds: the start is fitted as often again, each time without a part of the rows, see linear_start.py.
     """
 
@@ -127,6 +131,7 @@ class TrainingSettings(_Part):
     weighing: Literal["static", "uncertainty", "famo"] = "static"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     cover_dropout: float = Field(default=0.25, ge=0, lt=1)
+    text_dropout: float = Field(default=0.05, ge=0, lt=1)
     hidden_input_probability: dict[str, float] = Field(
         default_factory=lambda: {
             "authors": 0.3, "publisher": 0.5, "description": 0.3, "language": 0.5, "year": 0.3, "format": 0.5,
@@ -233,8 +238,15 @@ class Task:
 
     @property
     def width(self) -> int:
-        """Columns of the head's output."""
-        return 1 if self.entry.kind == "regression" else len(self.labels)
+        """Columns of the head's output; a regression's first is the value, those after it are of its bands."""
+        if self.entry.kind == "regression":
+            return 1 + (len(self.edges) + 1 if self.edges else 0)
+        return len(self.labels)
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The edges of `value_bands` in the head's own scale."""
+        return tuple(math.log(edge) if self.entry.scale == "log" else edge for edge in self.entry.value_bands)
 
     @property
     def groups(self) -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@
 read rows ─ settle label sets ─ vocabulary ─ linear models ─ table ─ fit ─ calibrate on valid ─ export ─ evaluate ─ bundle
 """
 
+import copy
 import csv
 import dataclasses
 import importlib.metadata
@@ -18,21 +19,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 
 from model.baseline import baseline
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
 from model.calibrate import Calibration, calibrate
 from model.checkpoint import Checkpoints
-from model.dataset import DataError, Rows, build_vocabulary, folds_by_title, labels_of, read_rows
+from model.dataset import DataError, Rows, folds_by_title, joined, read_rows
 from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
 from model.export import ServingGraph, difference, export_graph, input_specs, output_specs
-from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary
+from model.features import FeatureExtractor, Features, FeatureSettings, Vocabulary
 from model.fit import CurvePoint, Trained, fit, task_logits
-from model.linear_start import LinearModels, importance, linear_models
-from model.prepare import Part, prepared
+from model.linear_start import Recipe
+from model.prepare import Prepared, as_served, modelled, part_of, prepared, pruned
 from model.tasks import Task, TaskFile, resolve
-from model.word_vectors import word_vectors
 
 CURVES, EVALUATION = "curves.csv", "evaluation.json"
 _GOLDEN_ROWS = 48
@@ -58,6 +57,9 @@ class Outcome:
     train: Rows
     valid: Rows
     baseline: dict[str, dict[str, float]]
+    begun: Prepared
+    recipes: tuple[Recipe, ...]
+    checkpoints: Checkpoints | None
 
     def specs(self) -> dict[str, TaskSpec]:
         return {task.name: task.spec(thresholds=self.calibrations[task.name].thresholds) for task in self.tasks}
@@ -70,6 +72,7 @@ def train_bundle(
     *,
     seed: int,
     epoch: int,
+    refit: Path | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
     progress: Callable[[str], None] = lambda line: None,
@@ -78,6 +81,8 @@ def train_bundle(
 
     Args:
         epoch: the model's epoch, which orders models for the store.
+        refit: where a second bundle goes whose table has learned from `valid`, too. All that the first says of
+            itself, it says of itself as well: its own figures on rows it has seen would flatter.
         limit: at most so many rows of each set and part.
         skip_bad: rows and covers that cannot be used are counted and left out instead of raised.
         progress: told what happens, one line at a time.
@@ -91,7 +96,8 @@ def train_bundle(
     outcome = train_graph(folders, task_file, seed=seed, limit=limit, skip_bad=skip_bad, unfinished=unfinished, progress=progress)
 
     def fill(folder: Path) -> Manifest:
-        evaluations, apart, reference = _write_files(folder, outcome, task_file.features)
+        apart = _write_graph(folder, outcome, task_file.features)
+        evaluations, reference = _write_figures(folder, outcome, task_file.features)
         return Manifest(
             name=task_file.bundle.name,
             version=task_file.bundle.version,
@@ -110,8 +116,20 @@ def train_bundle(
         )
 
     bundle = write_bundle(out, fill)
+    if refit is not None:
+        progress("once more the linear models, from train and valid together")
+        second = refitted(outcome, task_file, progress=progress)
+        write_bundle(refit, lambda folder: _fill_again(folder, second, bundle, started=started))
     shutil.rmtree(unfinished, ignore_errors=True)
     return bundle
+
+
+def _fill_again(folder: Path, second: Outcome, first: Bundle, *, started: float) -> Manifest:
+    apart = _write_graph(folder, second, first.manifest.features)
+    for name in (EVALUATION, CURVES):
+        shutil.copyfile(first.path / name, folder / name)
+    more = {"refit": True, "torch_difference": apart, "training_seconds": round(time.monotonic() - started, 1)}
+    return first.manifest.model_copy(update={"settings": first.manifest.settings | more})
 
 
 def train_graph(
@@ -145,15 +163,24 @@ def train_graph(
     progress(f"{len(train)} train rows, {len(valid)} valid rows, {len(tasks)} tasks")
     checkpoints = None
     if unfinished is not None:
-        data = {"data": [train.fingerprint, valid.fingerprint], "limit": limit, "features": task_file.features.model_dump()}
-        checkpoints = Checkpoints(unfinished, {**data, "versions": _versions(), "folds": task_file.training.folds})
+        checkpoints = Checkpoints(
+            unfinished,
+            {
+                "data": [train.fingerprint, valid.fingerprint],
+                "limit": limit,
+                "features": task_file.features.model_dump(),
+                "versions": _versions(),
+                "folds": task_file.training.folds,
+            },
+        )
     folds = folds_by_title(train.listings, folds=task_file.training.folds)
-    vocabulary, models, compared = _vocabulary(
-        task_file, train, valid, tasks, folds=folds, checkpoints=checkpoints, progress=progress
-    )
+    whole, seen, models = modelled(task_file, tasks, train, folds=folds, checkpoints=checkpoints, progress=progress)
+    unseen = part_of(valid, FeatureExtractor(task_file.features, whole), tasks)
+    compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
+    vocabulary, models = pruned(whole, models, tasks, seen.tokens, rows_max=task_file.training.table_rows, progress=progress)
     extractor = FeatureExtractor(task_file.features, vocabulary)
     begun = prepared(
-        task_file, tasks, models, train=_part(train, extractor, tasks), valid=_part(valid, extractor, tasks), folds=folds
+        task_file, tasks, models, train=part_of(train, extractor, tasks), valid=part_of(valid, extractor, tasks), folds=folds
     )
     trained = fit(
         begun.network,
@@ -172,64 +199,61 @@ def train_graph(
     return Outcome(
         graph=ServingGraph(trained.network, begun.table, tasks, calibrations),
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
-        baseline=compared,
+        baseline=compared, begun=begun, recipes=models.recipes, checkpoints=checkpoints,
     )  # fmt: skip
 
 
-def _vocabulary(
-    task_file: TaskFile, train: Rows, valid: Rows, tasks: Sequence[Task], *,
-    folds: NDArray[np.int64], checkpoints: Checkpoints | None, progress: Callable[[str], None],
-) -> tuple[Vocabulary, LinearModels, dict[str, dict[str, float]]]:  # fmt: skip
-    """The table's rows, the linear models to start from, and what the SVMs among them reach on `valid`.
+def refitted(outcome: Outcome, task_file: TaskFile, *, progress: Callable[[str], None]) -> Outcome:
+    """The same network over a table that has learned from `valid`, too.
 
-    Where there are too many grams, those are kept that the linear models of all tasks lean on most.
+    Serving always reads through linear models of more rows than those that the network was trained on top of, which each miss
+    a fold. So nothing but the table changes when still more rows join: its directions, the heads and the calibration, settled
+    on rows unseen, stay.
     """
-    settings, rows_max = task_file.features, task_file.training.table_rows
-    every = build_vocabulary(train.listings, settings)
-    extractor = FeatureExtractor(settings, every)
-    seen, unseen = _part(train, extractor, tasks), _part(valid, extractor, tasks)
-    vectors = word_vectors(train.listings, every, settings, progress=progress) if task_file.training.word_vectors else None
-    if checkpoints is not None:
-        checkpoints = checkpoints.narrowed(word_vectors=task_file.training.word_vectors)
-    models = linear_models(
-        tasks, seen.labels, seen.tokens, vectors=vectors, table_rows=every.rows, folds=folds,
-        checkpoints=checkpoints, progress=progress,
+    every, tasks = joined(outcome.train, outcome.valid), outcome.tasks
+    whole, seen, models = modelled(
+        task_file, tasks, every, folds=np.zeros(len(every), dtype=np.int64), recipes=outcome.recipes,
+        checkpoints=outcome.checkpoints, progress=progress,
     )  # fmt: skip
-    compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
-    if every.rows <= rows_max:
-        return every, models, compared
-    moved = importance(models, tasks, seen.tokens)
-    rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
-    share = moved[rows].sum() / moved.sum()
-    progress(f"kept {rows_max} of {every.rows} table rows, which make {share:.2%} of the linear models' decisions")
-    return every.kept(rows), models.kept(np.concatenate([[PAD_ID], rows])), compared
+    vocabulary, models = pruned(whole, models, tasks, seen.tokens, rows_max=task_file.training.table_rows, progress=progress)
+    network = copy.deepcopy(outcome.trained.network)
+    with torch.no_grad():
+        network.wide.bias.add_(torch.from_numpy(models.biases[0] - outcome.begun.biases))
+    table = models.weights[0].T.astype(np.float32) @ outcome.begun.directions  # [table rows, D]
+    graph = ServingGraph(network, as_served(table), tasks, outcome.calibrations)
+    return dataclasses.replace(outcome, graph=graph, vocabulary=vocabulary)
 
 
-def _part(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Part:
-    return Part(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
-
-
-def _write_files(
-    folder: Path, outcome: Outcome, settings: FeatureSettings
-) -> tuple[list[Evaluation], float, dict[str, tuple[float, ...]]]:
-    """The bundle's files; returns the figures, how far the graph is from torch, and the reference of what it gives."""
+def _write_graph(folder: Path, outcome: Outcome, settings: FeatureSettings) -> float:
+    """Graph, vocabulary and golden rows; returns how far the graph is from torch."""
     outputs = [*(task.name for task in outcome.tasks), "embedding"]
     export_graph(outcome.graph, folder / GRAPH, settings=settings, output_names=outputs)
     outcome.vocabulary.save(folder / VOCABULARY)
-    session = open_session(folder / GRAPH)
-    # Read back, so that what is evaluated is what is shipped.
-    extractor = FeatureExtractor(settings, Vocabulary.load(folder / VOCABULARY))
+    session, extractor = _read_back(folder, settings)
     apart = difference(outcome.graph, session, _spread(outcome.valid, extractor, rows_max=_COMPARED_ROWS))
     if apart > _DIFFERENCE_MAX:
         raise ExportError(f"expected ONNX Runtime within {_DIFFERENCE_MAX} of torch, found {apart}")
     _write_golden(folder / GOLDEN, session, _spread(outcome.valid, extractor, rows_max=_GOLDEN_ROWS))
+    return apart
+
+
+def _write_figures(
+    folder: Path, outcome: Outcome, settings: FeatureSettings
+) -> tuple[list[Evaluation], dict[str, tuple[float, ...]]]:
+    """Evaluation and curves; returns the figures and the reference of the labels given."""
+    session, extractor = _read_back(folder, settings)
     evaluations = evaluate(session, extractor, outcome.valid, outcome.tasks, outcome.specs())
     (folder / EVALUATION).write_text(json.dumps([each.as_json() for each in evaluations], ensure_ascii=False), encoding="utf-8")
     with (folder / CURVES).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(CurvePoint)])
         writer.writerows(dataclasses.astuple(point) for point in outcome.trained.curves)
-    return evaluations, apart, reference_shares(session, extractor, outcome.valid, outcome.specs().values())
+    return evaluations, reference_shares(session, extractor, outcome.valid, outcome.specs().values())
+
+
+def _read_back(folder: Path, settings: FeatureSettings) -> tuple[onnxruntime.InferenceSession, FeatureExtractor]:
+    """From the files, so that what is judged is what ships."""
+    return open_session(folder / GRAPH), FeatureExtractor(settings, Vocabulary.load(folder / VOCABULARY))
 
 
 def _spread(rows: Rows, extractor: FeatureExtractor, *, rows_max: int) -> Features:
@@ -259,6 +283,7 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
             for name, each in outcome.calibrations.items()
         },
         "kept": outcome.trained.chosen,
+        "shares_of_change": outcome.trained.shares,
         "relations": [[round(each, 4) for each in row] for row in outcome.trained.network.deep.relations().tolist()],
         "baseline": outcome.baseline,
     }

@@ -68,6 +68,7 @@ kind = "regression"
 sets = ["shop"]
 field = "page_count"
 scale = "log"
+value_bands = [150, 500]
 """
 
 

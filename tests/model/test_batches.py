@@ -78,6 +78,15 @@ def test_hiding_a_field_gives_what_a_listing_without_it_gives(shop: Path, task_p
         np.testing.assert_allclose(batch.text.numpy(), served, atol=0.02)
 
 
+def test_some_rows_say_nothing_at_all() -> None:
+    """The title is hidden only together with everything else."""
+    hidden = randomly_hidden({"authors": 0.5}, rows=4000, random=np.random.default_rng(0), all_text=0.1)
+    nothing = hidden.all(axis=1)
+    assert 0.07 < nothing.mean() < 0.13
+    np.testing.assert_array_equal(hidden[:, 0], nothing)
+    assert 0.4 < hidden[~nothing][:, 1].mean() < 0.6
+
+
 def test_each_row_is_read_through_its_own_table(shop: Path, task_path: Path) -> None:
     """A row of the second fold sums rows of the second table."""
     _, rows, extractor, table, _ = sums_and_features(shop, task_path)

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="the train extra is not installed")
+torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
-from model import metrics
-from model.calibrate import calibrate
-from model.dataset import Labels
-from model.tasks import Task, TaskEntry
+from model import metrics  # noqa: E402 - after the check that torch is there
+from model.calibrate import calibrate, in_its_band  # noqa: E402
+from model.dataset import Labels  # noqa: E402
+from model.evaluate import _regression  # noqa: E402
+from model.tasks import Task, TaskEntry  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -97,3 +98,37 @@ def test_metrics_of_a_small_example_are_those_counted_by_hand() -> None:
     assert regression["spearman"] == pytest.approx(1.0)
     assert regression["coverage"] == pytest.approx(2 / 3)
     assert metrics.in_bands(np.array([1.0, 2.0, 5.0]), [2, 4]).tolist() == [0, 1, 2]
+
+
+def test_a_value_moves_as_little_as_puts_it_into_its_most_probable_band() -> None:
+    """Inside it stays, outside it goes just past the edge; the outermost bands have no end."""
+    edges = (10.0, 20.0)
+    values = torch.tensor([15.0, 5.0, 25.0, 3.0, 1000.0, 12.0])
+    best = torch.tensor([1, 1, 1, 0, 2, 2])
+    bands = 2 * torch.nn.functional.one_hot(best, 3).float()
+    moved = in_its_band(values, bands, edges).numpy()
+    np.testing.assert_allclose(moved, [15, 10, 20, 3, 1000, 20], atol=0.01)
+    np.testing.assert_array_equal(metrics.in_bands(moved, edges), best.numpy())
+    tied = torch.tensor([[1.0, 1.0, -3.0], [1.001, 1.0, -3.0]])
+    between = in_its_band(torch.tensor([13.0, 13.0]), tied, edges).numpy()
+    np.testing.assert_allclose(between, [11.5, 11.5], atol=0.05)
+
+
+def test_a_book_on_an_edge_counts_in_the_band_above() -> None:
+    """Its label is a logarithm in float32, whose exponential may be a hair below the edge."""
+    task = Task(
+        entry=TaskEntry(name="pages", kind="regression", sets=("shop",), field="pages", scale="log", value_bands=(179, 343))
+    )
+    pages = np.array([179.0, 343.0, 178.0])
+    found = _regression(
+        task, np.repeat([[180.0], [350.0], [100.0]], 3, axis=1).astype(np.float32), np.log(pages).astype(np.float32)
+    )
+    assert found.metrics["band_accuracy"] == 1.0
+
+
+def test_variance_explained_is_that_after_the_best_slope() -> None:
+    """Calibration gives slope and shift; a slope below 0 it does not give."""
+    truth = np.arange(10, dtype=np.float32)
+    assert metrics.score("regression", truth[:, None] * 3 + 7, truth)[1] == pytest.approx(1)
+    assert metrics.score("regression", -truth[:, None], truth)[1] == 0
+    assert metrics.score("regression", np.ones((10, 1), dtype=np.float32), truth)[1] == 0

@@ -45,7 +45,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_it(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(linear_start, "_svm", fit)
     matrix = csr_matrix(np.stack([np.arange(9.0), np.ones(9)], axis=1))
-    state = linear_start._task_models(task, matrix, values, np.arange(9) % 3, count=3, vectors=None)
+    state = linear_start._task_models(task, matrix, values, np.arange(9) % 3, vectors=None, recipe=None)
     assert seen == [9, 6, 6, 6]
     weights = state["weights"].numpy().astype(np.float64)[:, 0, 0]
     unseen = [36 - sum(n for n in range(9) if n % 3 == fold) for fold in range(3)]

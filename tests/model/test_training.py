@@ -1,6 +1,8 @@
 """Training on a small made-up shop, and what it writes: one path from data to a served bundle."""
 
+import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from model.bundle import Bundle
 from model.dataset import read_rows
 from model.features import FeatureExtractor, FeatureSettings
+from model.listing import Listing
 from model.tasks import load_task_file
 from tests.model.examples import TASK_FILE, a_shop_folder, an_empty_listing
 
@@ -141,6 +144,42 @@ def test_a_listing_that_says_nothing_gets_the_priors(trained: Bundle) -> None:
     outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, nothing.as_feed()), strict=True))
     assert all(np.isfinite(values).all() for values in outputs.values())
     assert outputs["subject"].max() < 0.9
+
+
+def test_a_refit_has_learned_from_valid_and_claims_the_figures_of_before(shop: Path, task_path: Path, tmp_path: Path) -> None:
+    """The second bundle knows what only the validation rows say; figures, thresholds and calibration are the first's."""
+    folder = tmp_path / "shop"
+    shutil.copytree(shop, folder)
+    lines = gzip.decompress((folder / "valid.jsonl.gz").read_bytes()).decode().splitlines()
+    rows = [json.loads(line) for line in lines]
+    words = dict(
+        zip(sorted({row["category"] for row in rows}), ("brumfizz", "qlandor", "xeptum", "vukoy", "jidwap"), strict=False)
+    )
+    for row in rows:
+        row["title"] = f"{words[row['category']]} {row['title']}"
+    (folder / "valid.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps(row) for row in rows).encode()))
+    first, second = tmp_path / "measured", tmp_path / "refit"
+    result = train(folder, task_path, first, "--refit", str(second))
+    assert result.exit_code == 0, result.output
+    measured, shipped = Bundle.load(first), Bundle.load(second)
+    assert shipped.manifest.metrics == measured.manifest.metrics
+    assert shipped.manifest.tasks == measured.manifest.tasks
+    assert shipped.manifest.settings["calibration"] == measured.manifest.settings["calibration"]
+    assert (second / "evaluation.json").read_bytes() == (first / "evaluation.json").read_bytes()
+    known = []
+    for bundle in (measured, shipped):
+        features = bundle.extractor().extract(
+            [Listing(listing_id=word, title=word) for word in words.values()], [None] * len(words)
+        )
+        session = open_session(bundle.graph_path, threads=1)
+        outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, features.as_feed()), strict=True))
+        labels = bundle.manifest.task("subject").labels
+        known.append(sum(labels[best] == label for best, label in zip(outputs["subject"].argmax(axis=1), words, strict=True)))
+    assert known[0] < known[1] == len(words)
+    told = RUNNER.invoke(app, ["evaluate", "--bundle", str(second), "--data", str(folder), "--json"])
+    assert "has learned from train and valid" in told.output
+    again = RUNNER.invoke(app, ["evaluate", "--bundle", str(first), "--data", str(folder), "--json"])
+    assert "has learned" not in again.output
 
 
 def test_the_graph_names_no_path_of_the_machine_that_trained(trained: Bundle) -> None:
