@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from model.dataset import Rows, build_vocabulary, labels_of, read_rows
 from model.features import FeatureExtractor, Features, FeatureSettings
 from model.tasks import Task, load_task_file, resolve
-from tests.model.examples import TASK_FILE, a_shop_folder
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
@@ -25,18 +24,6 @@ from model.batches import (  # noqa: E402 - after the check that torch is there
 from model.evaluate import features_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_shop_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def task_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tasks") / "tiny.toml"
-    path.write_text(TASK_FILE, encoding="utf-8")
-    return path
 
 
 def sums_and_features(shop: Path, task_path: Path) -> tuple[Examples, Rows, FeatureExtractor, NDArray[np.float32], list[Task]]:

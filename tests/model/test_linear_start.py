@@ -11,7 +11,6 @@ from model.dataset import build_vocabulary, folds_by_title, labels_of, read_rows
 from model.features import FeatureExtractor, FeatureSettings
 from model.listing import Listing
 from model.tasks import Task, TaskEntry, resolve
-from tests.model.examples import a_shop_folder
 
 pytest.importorskip("torch", reason="the train extra is not installed")
 
@@ -50,11 +49,6 @@ def test_a_row_is_never_judged_by_a_model_that_saw_it(monkeypatch: pytest.Monkey
     weights = state["weights"].numpy().astype(np.float64)[:, 0, 0]
     unseen = [36 - sum(n for n in range(9) if n % 3 == fold) for fold in range(3)]
     np.testing.assert_allclose(weights[1:] / weights[0], np.array(unseen) / 36, rtol=2e-3)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_shop_folder(tmp_path_factory.mktemp("data"))
 
 
 def test_the_factors_give_back_the_decisions(shop: Path) -> None:

@@ -17,7 +17,7 @@ from model.dataset import read_rows
 from model.features import FeatureExtractor, FeatureSettings
 from model.listing import Listing
 from model.tasks import load_task_file
-from tests.model.examples import TASK_FILE, a_shop_folder, an_empty_listing
+from tests.model.examples import an_empty_listing
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
@@ -38,18 +38,6 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_shop_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def task_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tasks") / "tiny.toml"
-    path.write_text(TASK_FILE, encoding="utf-8")
-    return path
 
 
 def train(shop: Path, task_path: Path, out: Path, *more: str) -> Any:
