@@ -1,5 +1,6 @@
 """ONNX Runtime: the backend where there is no GPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,9 @@ _DTYPES: dict[str, Literal["int32", "float32", "uint8"]] = {
 # Tokens are padded to the longest row: rows of like length go together, as many as fit the caches. On 2,048 real listings a batch
 # of 256 took 75 µs a row in one piece and 55 µs so. Rows with a cover go apart from those without, which need no convolutions.
 ROWS_AT_ONCE = 64
+# A few long descriptions would pad 60 short titles to 300 tokens: where that adds more tokens than a pass of its own costs, the
+# long ones go apart.
+_PADDING_MAX = 2500
 _TOKENS = ("token_ids", "token_weights")
 
 
@@ -76,8 +80,7 @@ class OnnxRuntimeBackend:
         for group in groups:
             members = np.flatnonzero(group)
             members = members[np.argsort(tokens[members], kind="stable")]
-            for start in range(0, len(members), ROWS_AT_ONCE):
-                rows = members[start : start + ROWS_AT_ONCE]
+            for rows in np.split(members, _cuts(tokens[members].tolist())) if len(members) else ():
                 taken.append(rows)
                 parts.append(self._run(self._part(inputs, rows, tokens_max=int(tokens[rows[-1]]))))
         back = np.argsort(np.concatenate(taken), kind="stable")
@@ -103,3 +106,14 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """The session frees its memory with its last reference."""
         self._session = None
+
+
+def _cuts(tokens: Sequence[int]) -> list[int]:
+    """Where rows with so many tokens each, ascending, are cut into passes."""
+    cuts, first, padding = [], 0, 0
+    for place in range(1, len(tokens)):
+        padding += (tokens[place] - tokens[place - 1]) * (place - first)  # all rows before are padded to this one
+        if place - first >= ROWS_AT_ONCE or padding > _PADDING_MAX:
+            cuts.append(place)
+            first, padding = place, 0
+    return cuts

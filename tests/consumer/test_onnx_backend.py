@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumer.inference.onnx import ROWS_AT_ONCE, OnnxRuntimeBackend
+from consumer.inference.onnx import _PADDING_MAX, ROWS_AT_ONCE, OnnxRuntimeBackend, _cuts
 
 onnx = pytest.importorskip("onnx", reason="the train extra is not installed")
 
@@ -71,3 +71,14 @@ def test_covers_that_are_not_there_are_not_computed(tmp_path: Path) -> None:
     backend.infer(rows)
     with_cover = int(rows["cover_present"].sum())
     assert seen == with_cover + -(-(200 - with_cover) // ROWS_AT_ONCE)
+
+
+def test_long_rows_do_not_pad_short_ones() -> None:
+    """A few long descriptions among short titles make a pass of their own; rows of like length are cut by number alone."""
+    assert _cuts([20] * 50 + [300] * 10) == [50]
+    assert _cuts([20] * (ROWS_AT_ONCE + 6)) == [ROWS_AT_ONCE]
+    assert _cuts([20, 21, 22]) == []
+    tokens = sorted(np.random.default_rng(0).integers(1, 320, 256).tolist())
+    pieces = np.split(np.array(tokens), _cuts(tokens))
+    assert sum(len(piece) for piece in pieces) == 256
+    assert all(len(piece) <= ROWS_AT_ONCE and (piece.max() - piece).sum() <= _PADDING_MAX for piece in pieces)
