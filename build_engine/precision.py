@@ -2,9 +2,8 @@
 
 TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is what the ONNX file says. The bundle ships one graph.
 
-* Rows are expanded here to rows × scale, in fp16 or fp32. tensorrt_rtx 1.7.1 refuses the bundle's int8 table in front of a Gather
-  ("Quantized constant (table) is only allowed before DQ"). With a DequantizeLinear between them it compiles, to 17 MB instead of
-  28, but then whether all 82,000 rows are dequantised in every pass can be seen only on a GPU; fp16 rows leave nothing to doubt.
+* Rows are expanded here to rows × scale, in fp16 or fp32: the bundle has four bits a number, and unpacking them in
+  every pass would be arithmetic without need on a GPU, whose memory holds the rows as they are used.
 * fp16: the cover branch and the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay
   fp32: they are a twentieth of the work, and with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows.
 * Inputs and outputs keep the types of the bundle's graph.
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from build_engine.errors import GraphError
+from model.table import expanded
 
 Precision = Literal["fp16", "fp32"]
 MASK = 3e4  # fp16 ends at 65,504: an infinite mask becomes this, and sums of two masks stay finite
@@ -32,7 +32,7 @@ def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.Model
     """Reads the bundle's graph and rewrites it for TensorRT.
 
     Args:
-        path: the fp32 graph with int8 rows, as `model.export` writes it.
+        path: the fp32 graph with packed rows, as `model.export` writes it.
         tokens: every row of an engine has so many, padded; only the batch varies.
 
     Raises:
@@ -60,21 +60,45 @@ def _initializer(graph: onnx.GraphProto, name: str) -> TensorProto:
     raise GraphError(f"expected the initializer {name} in the graph, found none: export the bundle with this version")
 
 
-def _consumers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
-    return [node for node in graph.node if name in node.input]
-
-
 def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
-    """int8 rows and a scale each become rows of `dtype`; the weights of the tokens are then used as they come."""
+    """Packed rows and a scale each become rows of `dtype`, which one product sums; what unpacked them is gone."""
     table, scales = _initializer(graph, "table"), _initializer(graph, "scales")
-    rows = numpy_helper.to_array(table).astype(np.float32) * numpy_helper.to_array(scales)[:, None]
+    packed = numpy_helper.to_array(table)
+    if packed.dtype != np.int8 or not any(node.op_type == "Floor" for node in graph.node):  # what takes the digits apart
+        raise GraphError(
+            f"expected a table of int8, two numbers a byte, and a graph that takes them apart; found {packed.dtype} "
+            f"{packed.shape}: export the bundle with this version"
+        )
+    rows = expanded(packed, numpy_helper.to_array(scales))
     table.CopyFrom(numpy_helper.from_array(rows.astype(dtype), "table"))
-    scaled = [node for node in _consumers(graph, "token_weights") if node.op_type == "Mul"]
-    if len(scaled) != 1 or len(_consumers(graph, "table")) != 1:
-        raise GraphError(f"expected token_weights to be multiplied by the scales once, found {len(scaled)} products")
+    text = _first_joined(graph, "table")
     for node in graph.node:
-        node.input[:] = ["token_weights" if name == scaled[0].output[0] else name for name in node.input]
+        node.input[:] = ["text" if name == text else name for name in node.input]
+    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "text.axis")
+    graph.initializer.append(axis)
+    sums = [
+        helper.make_node("Gather", ["table", "token_ids"], ["text.rows"], name="text.rows", axis=0),  # [B, T, D]
+        helper.make_node("Cast", ["text.rows"], ["text.numbers"], name="text.numbers", to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["token_weights", axis.name], ["text.weights"], name="text.weights"),  # [B, 1, T]
+        helper.make_node("MatMul", ["text.weights", "text.numbers"], ["text.sum"], name="text.sum"),  # [B, 1, D]
+        helper.make_node("Squeeze", ["text.sum", axis.name], ["text"], name="text"),  # [B, D]
+    ]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*sums, *nodes])
     _drop_unused(graph)
+
+
+def _first_joined(graph: onnx.GraphProto, name: str) -> str:
+    """The output of the first Concat that depends on a tensor: there the two halves of the rows' sums meet."""
+    reached = {name}
+    for node in graph.node:
+        if reached.intersection(node.input):
+            if node.op_type == "Concat":
+                output: str = node.output[0]
+                return output
+            reached.update(node.output)
+    raise GraphError(f"expected the sums of {name} to be joined, found no Concat after it: export the bundle with this version")
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -32,7 +32,7 @@ class Examples:
 
     Attributes:
         sums: float16 [rows, BLOCKS, D], what the tokens of each block sum to in the table.
-        covers: uint8 [covers, channels, height, width], and `cover_of` int64 [rows], position in it or -1.
+        covers: float32 [covers, 96], what the cover branch sees, and `cover_of` int64 [rows], position in it or -1.
         labels: of each task, in the order of the tasks.
         sets: int64 [rows], the number of each row's set.
     """
@@ -44,9 +44,9 @@ class Examples:
     sets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Rows, sums: Tensor, labels: Sequence[Labels]) -> "Examples":
+    def of(cls, rows: Rows, sums: Tensor, labels: Sequence[Labels], *, covers: Tensor) -> "Examples":
         _, sets = np.unique(rows.sets, return_inverse=True)
-        return cls(sums=sums, covers=torch.from_numpy(rows.covers), cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
+        return cls(sums=sums, covers=covers, cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -80,7 +80,7 @@ class Batch:
 
     Attributes:
         text: float32 [B, D].
-        covers: uint8 [covers, channels, height, width] and cover_rows: int64 [covers], the row each belongs to.
+        covers: float32 [covers, 96] and cover_rows: int64 [covers], the row each belongs to.
     """
 
     text: Tensor
@@ -114,10 +114,8 @@ def batch_of(
 def run(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The network on a batch: logits [B, K] and the embedding [B, E]."""
     width = network.cover_projection.in_features
-    features, present = torch.zeros(len(batch.text), width), torch.zeros(len(batch.text), 1)
-    if len(batch.cover_rows) > (1 if network.training else 0):  # batch normalisation cannot learn from one
-        features = features.index_copy(0, batch.cover_rows, network.cover_branch(batch.covers))  # [B, 96]
-        present = present.index_fill(0, batch.cover_rows, 1.0)
+    features = torch.zeros(len(batch.text), width).index_copy(0, batch.cover_rows, batch.covers)  # [B, 96]
+    present = torch.zeros(len(batch.text), 1).index_fill(0, batch.cover_rows, 1.0)  # [B, 1]
     logits, embedding = network(batch.text, features, present)
     return logits, embedding
 

@@ -1,8 +1,11 @@
 """From logits to numbers that mean what they say, settled on the validation part.
 
 A temperature for each single-label and ordinal task, a scale and a shift for each multi-label task, a threshold for each of
-its labels, and the shifts that turn a regression into an interval holding 80 % of the values.
-Source: Guo et al., ICML 2017, arXiv:1706.04599, for temperatures; Platt 1999 for scale and shift.
+its labels, and the shifts that turn a regression into an interval holding 80 % of the values. A single-label task's temperature
+then bends with the row's own confidence: where labels are partly a matter of convention, rows that look certain are less so
+than one temperature for all rows can say. The order of a row's labels stays.
+Source: Guo et al., ICML 2017, arXiv:1706.04599, for temperatures; Tomani et al., ECCV 2022, arXiv:2102.12182, for one that
+depends on the row; Platt 1999 for scale and shift.
 """
 
 from collections.abc import Sequence
@@ -22,6 +25,10 @@ _SLOPES = (0.1, 1.5)
 _SPREAD_MIN = 1e-9
 _OFF_AN_EDGE = 1e-4
 _FAR = 1e9
+_STRAIGHT = (0.0, 0.0, 0.0)
+# No bend counts as so many rows: where all rows were right, nothing is known of those that look uncertain.
+_BEND_PRIOR_ROWS = 10.0
+_PROBABILITY_MIN = 1e-6
 _BAND_SHARPNESS = 20.0
 _THRESHOLD_STEPS = 60
 _THRESHOLD_RANGE = (0.05, 0.85)
@@ -36,6 +43,8 @@ class Calibration:
     Attributes:
         low, shift, high: for a regression, added to logit * scale for the interval's lower end, the value itself (so that
             as many are above as below) and the upper end.
+        bend: for a single task, (a, b, c): the logits are scaled by exp(a + b·m + c·m²), too, where m is the largest of the
+            row's probabilities without that.
         thresholds: for a multi task, one a label.
     """
 
@@ -43,6 +52,7 @@ class Calibration:
     shift: float = 0.0
     low: float = 0.0
     high: float = 0.0
+    bend: tuple[float, float, float] = _STRAIGHT
     thresholds: tuple[float, ...] = ()
 
 
@@ -65,7 +75,40 @@ def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibr
         scale, shift = _platt(own, values)
         probabilities = 1.0 / (1.0 + np.exp(-(own * scale + shift)))
         return Calibration(scale=scale, shift=shift, thresholds=_thresholds(probabilities, values))
-    return Calibration(scale=_inverse_temperature(own, values, groups=list(task.groups.values())))
+    scale = _inverse_temperature(own, values, groups=list(task.groups.values()))
+    return Calibration(scale=scale, bend=_bend(own * np.float32(scale), values) if task.entry.kind == "single" else _STRAIGHT)
+
+
+def bend_factors(most: torch.Tensor, bends: torch.Tensor) -> torch.Tensor:
+    """What `Calibration.bend` scales by: float32 [B, tasks] of each task's largest probability [B, tasks] and bend [tasks, 3]."""
+    constant, linear, square = bends.unbind(dim=1)
+    return torch.exp(constant + most * (linear + most * square))
+
+
+def bent(scores: torch.Tensor, bend: torch.Tensor) -> torch.Tensor:
+    """Scores float32 [B, labels] after the temperature, as `Calibration.bend`, here a tensor [3], says."""
+    most = functional.softmax(scores, dim=1).amax(dim=1, keepdim=True)  # [B, 1]
+    return scores * bend_factors(most, bend.unsqueeze(0))
+
+
+def _bend(scores: NDArray[np.float32], values: NDArray[np.int64]) -> tuple[float, float, float]:
+    """What makes it most probable that the likeliest labels were right and wrong as they were; drawn towards no bend at all."""
+    inputs = torch.from_numpy(scores)
+    right = torch.from_numpy(scores.argmax(axis=1) == values).float()
+    parameters = torch.zeros(3, requires_grad=True)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        confidence = functional.softmax(bent(inputs, parameters), dim=1).amax(dim=1)
+        confidence = confidence.clamp(_PROBABILITY_MIN, 1 - _PROBABILITY_MIN)
+        value = functional.binary_cross_entropy(confidence, right) + _BEND_PRIOR_ROWS * parameters.square().sum() / len(values)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    constant, linear, square = parameters.detach().tolist()
+    return constant, linear, square
 
 
 def in_its_band(value: torch.Tensor, bands: torch.Tensor, edges: Sequence[float]) -> torch.Tensor:
@@ -89,7 +132,11 @@ def _inverse_temperature(logits: NDArray[np.float32], values: NDArray[np.int64],
         for first, end in groups:
             inside[(truth >= first) & (truth < end), first:end] = True
         scores = scores.masked_fill(~inside, -1e9)
-    losses = [float(functional.cross_entropy(scores / temperature, truth)) for temperature in _TEMPERATURES]
+    # As if two rows more had been seen and one of them been wrong (Platt 1999): where all were right, not all will be.
+    smoothing = 0.0 if groups else 1 / (len(truth) + 2)
+    losses = [
+        float(functional.cross_entropy(scores / temperature, truth, label_smoothing=smoothing)) for temperature in _TEMPERATURES
+    ]
     return float(1.0 / _TEMPERATURES[int(np.argmin(losses))])
 
 

@@ -1,7 +1,8 @@
 """The trained network to the ONNX graph that serves it.
 
-Token ids are int32 and gathered from int8 rows with a scale each, covers are uint8 and normalised inside, and calibration is
-part of the graph. There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not parse or runs badly.
+Token ids are int32 and gathered from rows of four bits a number with a scale each, two numbers a byte; covers are uint8 and
+normalised inside, and calibration is part of the graph. There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not
+parse or runs badly.
 """
 
 import logging
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.bundle import TensorSpec
-from model.calibrate import Calibration, in_its_band
+from model.calibrate import Calibration, bend_factors, in_its_band
 from model.features import Features, FeatureSettings
 from model.network import Network
+from model.table import DIGITS, MIDDLE, quantised
 from model.tasks import Task
 
 OPSET = 18
@@ -28,15 +30,8 @@ OPSET = 18
 # be most of its work. Every later step spreads it over the batch.
 COVERS = "covers"
 INPUTS = ("token_ids", "token_weights", "cover", "cover_present")
-_INT8_MAX = 127
 _COMPARED_ROWS = 128
-
-
-def quantised(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rows of float32 as int8 [rows, D] and a scale each [rows]; a row of zeros has the scale 0."""
-    scales = np.abs(table).max(axis=1) / _INT8_MAX
-    rows = np.divide(table, scales[:, None], out=np.zeros_like(table), where=scales[:, None] > 0)
-    return np.rint(rows).astype(np.int8), scales.astype(np.float32)
+_PLAIN = Calibration()
 
 
 class ServingGraph(nn.Module):
@@ -51,11 +46,19 @@ class ServingGraph(nn.Module):
     ) -> None:
         super().__init__()
         rows, scales = quantised(table)
-        self.register_buffer("table", torch.from_numpy(rows))  # int8 [rows, D]
+        self.register_buffer("table", torch.from_numpy(rows))  # int8 [rows, D / 2]
         self.register_buffer("scales", torch.from_numpy(scales))  # float32 [rows]
         self.network = network
         self._tasks = tuple(tasks)
         self._calibrations = dict(calibrations)
+        # Many tasks are many small steps: what can be done for all columns, or all bends, together is.
+        plain = [_PLAIN if task.entry.kind == "regression" else calibrations[task.name] for task in tasks]
+        widths = torch.tensor([task.width for task in tasks])
+        for name in ("scale", "shift"):
+            each = torch.tensor([getattr(one, name) for one in plain], dtype=torch.float32)
+            self.register_buffer(f"{name}_of_column", each.repeat_interleave(widths))  # [K]
+        self._bent = [task.name for task, one in zip(tasks, plain, strict=True) if any(one.bend)]
+        self.register_buffer("bends", torch.tensor([calibrations[name].bend for name in self._bent]).reshape(-1, 3))  # [bent, 3]
 
     def forward(self, token_ids: Tensor, token_weights: Tensor, cover: Tensor, cover_present: Tensor) -> tuple[Tensor, ...]:
         """Args as in `Features`; returns the tasks' outputs in their order, then the embedding.
@@ -66,28 +69,42 @@ class ServingGraph(nn.Module):
         """
         batch, tokens = token_ids.shape
         flat = token_ids.reshape(-1)  # [B * T]
-        rows = self.get_buffer("table").index_select(0, flat).float()  # [B * T, D]
-        rows = rows.reshape(batch, tokens, self.network.shape.table_width)  # [B, T, D]
         weights = token_weights * self.get_buffer("scales").index_select(0, flat).reshape(batch, tokens)  # [B, T]
-        text = torch.bmm(weights.unsqueeze(1), rows).squeeze(1)  # [B, D]
+        pairs = self.get_buffer("table").index_select(0, flat).float()  # [B * T, D / 2]
+        pairs = pairs.reshape(batch, tokens, self.network.shape.table_width // 2)  # [B, T, D / 2]
+        upper = torch.floor(pairs * (1 / DIGITS))  # [B, T, D / 2], -8 .. 7
+        # Sums are linear, so the lower digits need no array of their own.
+        of_pairs = torch.bmm(weights.unsqueeze(1), pairs).squeeze(1)  # [B, D / 2]
+        of_upper = torch.bmm(weights.unsqueeze(1), upper).squeeze(1)  # [B, D / 2]
+        of_weights = weights.sum(dim=1, keepdim=True)  # [B, 1]
+        text = torch.cat([of_upper + 0.5 * of_weights, of_pairs - DIGITS * of_upper - MIDDLE * of_weights], dim=1)  # [B, D]
         logits, embedding = self.network(text, self.network.cover_branch(cover), cover_present)  # [B, K], [B, E]
-        parts = self.network.split(logits)
-        outputs = [_calibrated(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
+        scores = logits * self.get_buffer("scale_of_column") + self.get_buffer("shift_of_column")  # [B, K]
+        parts = self.network.split(scores)
+        parts |= self._straightened({name: parts[name] for name in self._bent})
+        outputs = [_answer(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
         return (*outputs, functional.normalize(embedding, dim=1))
 
+    def _straightened(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `calibrate.bent`, of all tasks that have a bend at once."""
+        if not scores:
+            return {}
+        most = torch.cat([functional.softmax(each, dim=1).amax(dim=1, keepdim=True) for each in scores.values()], dim=1)
+        factors = torch.split(bend_factors(most, self.get_buffer("bends")), 1, dim=1)  # one [B, 1] each
+        return {name: each * factor for (name, each), factor in zip(scores.items(), factors, strict=True)}
 
-def _calibrated(task: Task, logits: Tensor, calibration: Calibration) -> Tensor:
+
+def _answer(task: Task, scores: Tensor, calibration: Calibration) -> Tensor:
     if task.entry.kind == "regression":
         shifts = torch.tensor([[calibration.shift, calibration.low, calibration.high]])
-        values = logits[:, :1] * calibration.scale + shifts  # [B, 3]
+        values = scores[:, :1] * calibration.scale + shifts  # [B, 3]
         if task.edges:
             value, low, high = values.unbind(dim=1)
-            value = in_its_band(value, logits[:, 1:], task.edges)
+            value = in_its_band(value, scores[:, 1:], task.edges)
             values = torch.stack([value, torch.minimum(low, value), torch.maximum(high, value)], dim=1)  # [B, 3]
         if task.entry.scale == "log":
             return values.clamp(max=30.0).exp()
         return values.clamp(0.0, 1.0) if task.entry.scale == "rank" else values
-    scores = logits * calibration.scale + calibration.shift
     return scores.sigmoid() if task.entry.kind == "multi" else functional.softmax(scores, dim=1)
 
 

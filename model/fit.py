@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from model import metrics
@@ -22,11 +21,13 @@ from model.batches import Examples, batch_of, batches_of_one_set, field_hidden, 
 from model.checkpoint import Checkpoints
 from model.losses import Weighing, task_losses
 from model.network import Network
+from model.progress import progress_bar
 from model.tasks import Task, TrainingSettings
 
 _LEARNING_RATE_END = 0.05  # of the rate at the start
 _EVALUATION_ROWS = 1024
 _SHARES = (1.0, 0.75, 0.5, 0.25)
+_COVER_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)
 _GRADIENT_NORM_MAX = 5.0
 _RELATIONS_RATE = 30.0  # times the network's: scores must cross whole units, where weights move by hundredths
 
@@ -44,12 +45,13 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The network that ships, and how it came about; `shares` as of `_drawn_back`."""
+    """The network that ships, and how it came about; `shares` as of `_drawn_back`, `cover_shares` as of `_covers_joined`."""
 
     network: Network
     curves: tuple[CurvePoint, ...]
     chosen: str
     shares: dict[str, float]
+    cover_shares: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -131,7 +133,7 @@ def fit(
         training.restore(state)
     else:
         _evaluated(network, valid, tasks, epoch=0, curves=training.curves)
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("training", total=batches * settings.epochs, completed=batches * training.epochs_done)
         for epoch in range(training.epochs_done + 1, settings.epochs + 1):
             score = _epoch(training, train, rows, valid, tasks, settings, epoch=epoch, advance=lambda: progress.advance(bar))
@@ -140,9 +142,10 @@ def fit(
                 checkpoints.save("fit", training.state())
     training.take_average()
     shares = _drawn_back(network, start, valid, tasks)
+    cover_shares = _covers_joined(network, valid, tasks)
     _evaluated(network, valid, tasks, epoch=settings.epochs + 1, curves=training.curves)
     chosen = f"average of the last {training.averaged_epochs} epochs, each task drawn back towards its start"
-    return Trained(network, tuple(training.curves), chosen, shares)
+    return Trained(network, tuple(training.curves), chosen, shares, cover_shares)
 
 
 def _drawn_back(network: Network, start: Network, valid: Examples, tasks: Sequence[Task]) -> dict[str, float]:
@@ -169,11 +172,31 @@ def _drawn_back(network: Network, start: Network, valid: Examples, tasks: Sequen
     return shares
 
 
+def _covers_joined(network: Network, valid: Examples, tasks: Sequence[Task]) -> dict[str, float]:
+    """Lets each task take as much of what the cover says by itself as is best on `valid`, and returns the shares."""
+    shares, covers = {}, network.get_buffer("cover_shares")
+    without = task_logits(network, valid, tasks)
+    covers.fill_(1.0)
+    whole = task_logits(network, valid, tasks)
+    covers.zero_()
+    first = 0
+    for task, labels in zip(tasks, valid.labels, strict=True):
+        columns, first = slice(first, first + task.width), first + task.width
+        rows = np.flatnonzero(labels.present)
+        if not (labels.present & (valid.cover_of >= 0)).any():
+            continue
+        old, new, truth = without[task.name][rows], whole[task.name][rows], labels.values[rows]
+        scores = [metrics.score(task.entry.kind, old + np.float32(share) * (new - old), truth)[1] for share in _COVER_SHARES]
+        shares[task.name] = _COVER_SHARES[int(np.argmax(scores))]
+        covers[columns] = shares[task.name]
+    return shares
+
+
 def _begun(network: Network, tasks: Sequence[Task], *, settings: TrainingSettings, steps: int, seed: int) -> _Run:
     weighing = Weighing(settings.weighing, [task.name for task in tasks])
     relations = network.deep.scores
     learned: list[dict[str, Any]] = [
-        {"params": [each for each in network.parameters() if each is not relations]},
+        {"params": [each for each in network.parameters() if each is not relations and each.requires_grad]},
         {"params": [relations], "lr": settings.learning_rate * _RELATIONS_RATE, "weight_decay": 0.0},
     ]
     if settings.weighing == "uncertainty":
@@ -202,12 +225,6 @@ def _epoch(
     if epoch > settings.epochs - settings.averaged_epochs:
         training.add_to_average()
     return score
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
 
 
 def _decay(steps: int) -> Callable[[int], float]:

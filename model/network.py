@@ -2,11 +2,13 @@
 
     token ids, weights ─ table ─ weighted sum ─┬───────────────────────────────────────── wide logits ──┐
                                                └ projection ┐                                           +─ logits of each task
-    cover ─ convolutions ─ pooling ─ fully connected ─ gate ┴ hidden ─ embedding ─ views ─ mixtures ────┘
+    cover ─ convolutions ─ pooling ─ fully connected ─┬ gate ┴ hidden ─ embedding ─ views ─ mixtures ───┤
+                                                      └─────────────────────── cover's logits · shares ─┘
 
 The wide part alone is a linear model of the n-grams, which is what it is started from; the deep part corrects it. In the deep
-part each task makes a view of the embedding and reads a learned mixture of all tasks' views. Dimensions in the comments:
-B batch, D table width, H hidden width, E embedding width, N tasks, V view width, K columns of all tasks together.
+part each task makes a view of the embedding and reads a learned mixture of all tasks' views. The cover branch learns to stand
+alone first (cover_start.py); of what it says by itself each task takes a share. Dimensions in the comments: B batch, D table
+width, H hidden width, E embedding width, N tasks, V view width, K columns of all tasks together.
 """
 
 from collections.abc import Mapping
@@ -100,6 +102,8 @@ class Network(nn.Module):
         self.cover_branch = CoverBranch(channels=shape.cover_channels, dropout=dropout)
         self.text_projection = nn.Linear(d, h)
         self.cover_projection = nn.Linear(_COVER_FEATURES, h)
+        self.cover_head = nn.Linear(_COVER_FEATURES, k)
+        self.register_buffer("cover_shares", torch.zeros(k))  # [K]
         self.cover_gate = nn.Linear(d + _COVER_FEATURES, h)
         self.hidden = nn.Linear(h, h)
         self.to_embedding = nn.Linear(h, e)
@@ -125,10 +129,11 @@ class Network(nn.Module):
         hidden = functional.relu(self.hidden(self.dropout(functional.relu(fused))))  # [B, H]
         embedding = self.to_embedding(self.dropout(hidden))  # [B, E]
         inner = self.dropout(functional.relu(embedding))  # [B, E]
-        logits = self.wide(text) + self.deep(inner)  # [B, K]
+        by_cover = self.cover_head(cover_features) * self.get_buffer("cover_shares") * cover_present  # [B, K]
+        logits = self.wide(text) + self.deep(inner) + by_cover  # [B, K]
         if self.training and self.shape.read_only:
             # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
-            apart = self.wide(text) + self.deep(inner.detach())  # [B, K]
+            apart = self.wide(text) + self.deep(inner.detach()) + by_cover  # [B, K]
             logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
         return logits, embedding
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.batches import Examples, block_sums
 from model.checkpoint import Checkpoints
+from model.cover_start import cover_features, learn_covers
 from model.dataset import Labels, Rows, build_vocabulary, labels_of
-from model.export import quantised
 from model.features import PAD_ID, FeatureExtractor, Tokens, Vocabulary
 from model.linear_start import LinearModels, Recipe, factored, importance, linear_models
 from model.network import Network, Shape
+from model.table import expanded, quantised
 from model.tasks import Task, TaskFile
 from model.word_vectors import word_vectors
 
@@ -78,9 +80,17 @@ def pruned(
 
 
 def prepared(
-    task_file: TaskFile, tasks: Sequence[Task], models: LinearModels, *, train: Part, valid: Part, folds: NDArray[np.int64]
-) -> Prepared:
-    """Factors the linear models. Training rows are read through their own fold's table, `valid` through the one that ships."""
+    task_file: TaskFile, tasks: Sequence[Task], models: LinearModels, *, train: Part, valid: Part, folds: NDArray[np.int64],
+    seed: int, rows: NDArray[np.int64] | None = None, checkpoints: Checkpoints | None = None,
+) -> Prepared:  # fmt: skip
+    """Factors the linear models and lets the cover branch learn by itself.
+
+    Training rows are read through their own fold's table, `valid` through the one that ships.
+
+    Args:
+        rows: the training rows whose covers are learned from; by default all.
+        checkpoints: where what was learned of covers is kept.
+    """
     settings = task_file.training
     start = factored(models, tasks, train.tokens, width=settings.table_width)
     table = as_served(start.table)
@@ -97,18 +107,25 @@ def prepared(
     with torch.no_grad():
         network.wide.weight.copy_(torch.from_numpy(start.head_weight))
         network.wide.bias.copy_(torch.from_numpy(start.head_bias))
+    rows = np.arange(len(train.rows)) if rows is None else rows
+    learn_covers(
+        network, train.rows, train.labels, tasks, epochs=settings.cover_epochs, seed=seed, index=rows, checkpoints=checkpoints
+    )
     unseen = np.zeros(len(valid.rows), dtype=np.int64)
     return Prepared(
         network,
         table,
-        train=Examples.of(train.rows, block_sums(train.tokens, start.fold_tables, folds), train.labels),
-        valid=Examples.of(valid.rows, block_sums(valid.tokens, table[None], unseen), valid.labels),
+        train=_examples(network, train, block_sums(train.tokens, start.fold_tables, folds)),
+        valid=_examples(network, valid, block_sums(valid.tokens, table[None], unseen)),
         directions=start.directions,
         biases=start.head_bias,
     )
 
 
+def _examples(network: Network, part: Part, sums: Tensor) -> Examples:
+    return Examples.of(part.rows, sums, part.labels, covers=cover_features(network, part.rows.covers))
+
+
 def as_served(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The table after rounding to int8: calibration and the agreement with the graph must see what is served."""
-    rows, scales = quantised(table)
-    return rows.astype(np.float32) * scales[:, None]
+    """The table after rounding: calibration and the agreement with the graph must see what is served."""
+    return expanded(*quantised(table))

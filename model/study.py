@@ -176,11 +176,11 @@ def _scores(data: _Data, tasks: Sequence[Task], labels: Sequence[Labels], *, see
         progress=lambda line: None, checkpoints=data.linear,
     )  # fmt: skip
     unseen = [labels_of(task, data.valid) for task in tasks]
+    labelled = np.flatnonzero(np.any([own.present for own in labels], axis=0))
     begun = prepared(
         data.settings, tasks, models, train=Part(data.train, data.tokens, labels),
-        valid=Part(data.valid, data.unseen, unseen), folds=data.folds,
+        valid=Part(data.valid, data.unseen, unseen), folds=data.folds, seed=seed, rows=labelled,
     )  # fmt: skip
-    labelled = np.flatnonzero(np.any([own.present for own in labels], axis=0))
     trained = fit(
         begun.network,
         train=begun.train,

@@ -108,16 +108,17 @@ class TrainingSettings(_Part):
     """How the network is trained: sizes, rates and probabilities; see network.py and fit.py.
 
     Attributes:
-        table_rows, table_width: the table's size, a byte a number in the bundle; most of the bundle.
+        table_rows, table_width: the table's size, half a byte a number in the bundle; most of the bundle.
         word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
         weighing: how the tasks' losses are added up, see losses.py.
+        cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
         cover_dropout, text_dropout: how often a row's cover, and all of its text, is hidden: a cover learns to stand alone, and
             a listing that says nothing gets the priors.
         folds: the start is fitted as often again, each time without a part of the rows, see linear_start.py.
     """
 
     table_rows: int = Field(default=150_000, ge=16)
-    table_width: int = Field(default=80, ge=4)
+    table_width: int = Field(default=128, ge=4, multiple_of=2)
     hidden_width: int = Field(default=192, ge=4)
     embedding_width: int = Field(default=96, ge=4, le=128)
     word_vectors: bool = True
@@ -130,6 +131,7 @@ class TrainingSettings(_Part):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weighing: Literal["static", "uncertainty", "famo"] = "static"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    cover_epochs: int = Field(default=20, ge=0)
     cover_dropout: float = Field(default=0.25, ge=0, lt=1)
     text_dropout: float = Field(default=0.05, ge=0, lt=1)
     hidden_input_probability: dict[str, float] = Field(

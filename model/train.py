@@ -179,9 +179,11 @@ def train_graph(
     compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
     vocabulary, models = pruned(whole, models, tasks, seen.tokens, rows_max=task_file.training.table_rows, progress=progress)
     extractor = FeatureExtractor(task_file.features, vocabulary)
+    own = None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed)
     begun = prepared(
-        task_file, tasks, models, train=part_of(train, extractor, tasks), valid=part_of(valid, extractor, tasks), folds=folds
-    )
+        task_file, tasks, models, train=part_of(train, extractor, tasks), valid=part_of(valid, extractor, tasks), folds=folds,
+        seed=seed, checkpoints=own,
+    )  # fmt: skip
     trained = fit(
         begun.network,
         train=begun.train,
@@ -189,7 +191,7 @@ def train_graph(
         tasks=tasks,
         settings=task_file.training,
         seed=seed,
-        checkpoints=None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed),
+        checkpoints=own,
     )
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)
@@ -279,11 +281,12 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
             for task in outcome.tasks
         },
         "calibration": {
-            name: {"scale": each.scale, "shift": each.shift, "low": each.low, "high": each.high}
+            name: {"scale": each.scale, "shift": each.shift, "low": each.low, "high": each.high, "bend": each.bend}
             for name, each in outcome.calibrations.items()
         },
         "kept": outcome.trained.chosen,
         "shares_of_change": outcome.trained.shares,
+        "shares_of_cover": outcome.trained.cover_shares,
         "relations": [[round(each, 4) for each in row] for row in outcome.trained.network.deep.relations().tolist()],
         "baseline": outcome.baseline,
     }

@@ -34,7 +34,13 @@ def sums_and_features(shop: Path, task_path: Path) -> tuple[Examples, Rows, Feat
     table = np.random.default_rng(0).normal(size=(extractor.vocabulary.rows, 12)).astype(np.float32)
     table[0] = 0
     sums = block_sums(extractor.tokens(rows.listings), table[None], np.zeros(len(rows), dtype=np.int64))
-    return Examples.of(rows, sums, [labels_of(task, rows) for task in tasks]), rows, extractor, table, tasks
+    return (
+        Examples.of(rows, sums, [labels_of(task, rows) for task in tasks], covers=torch.zeros(len(rows.covers), 96)),
+        rows,
+        extractor,
+        table,
+        tasks,
+    )
 
 
 def summed(features: Features, table: NDArray[np.float32]) -> NDArray[np.float32]:

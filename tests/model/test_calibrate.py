@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model import metrics  # noqa: E402 - after the check that torch is there
-from model.calibrate import calibrate, in_its_band  # noqa: E402
+from model.calibrate import bent, calibrate, in_its_band  # noqa: E402
 from model.dataset import Labels  # noqa: E402
 from model.evaluate import _regression  # noqa: E402
 from model.tasks import Task, TaskEntry  # noqa: E402
@@ -43,6 +43,21 @@ def test_boastful_probabilities_are_brought_down_to_earth() -> None:
     after = metrics.single_label(softmax(boastful * scale), truth)
     assert after["accuracy"] == before["accuracy"]
     assert after["ece"] < 0.03 < before["ece"]
+
+
+def test_rows_that_look_certain_are_doubted_where_labels_are_a_convention() -> None:
+    """Where a fifth of all labels is drawn by lot, no single temperature is honest; the bend is, and no answer changes."""
+    sure = RANDOM.exponential(scale=3.0, size=(6000, 1)) * np.eye(4)[RANDOM.integers(4, size=6000)]
+    logits = (sure + RANDOM.normal(size=(6000, 4)) * 0.3).astype(np.float32)
+    truth = np.array([RANDOM.choice(4, p=p) for p in softmax(logits)])
+    by_lot = RANDOM.random(6000) < 0.2
+    truth[by_lot] = RANDOM.integers(4, size=int(by_lot.sum()))
+    found = calibrate(a_task("single", "a", "b", "c", "d"), logits[:3000], all_present(truth[:3000]))
+    scores = logits[3000:] * np.float32(found.scale)
+    straight = metrics.single_label(softmax(scores), truth[3000:])
+    after = metrics.single_label(softmax(bent(torch.from_numpy(scores), torch.tensor(found.bend)).numpy()), truth[3000:])
+    assert after["accuracy"] == straight["accuracy"]
+    assert after["ece"] < 0.035 < 0.05 < straight["ece"]
 
 
 def test_the_interval_holds_four_of_five_values() -> None:

@@ -34,7 +34,7 @@ def test_each_task_keeps_the_share_of_its_change_that_is_best_on_valid(tmp_path:
     place = next(at for at, task in enumerate(tasks) if task.name == "subject")
     sums = torch.zeros(len(rows), BLOCKS, 8, dtype=torch.float16)
     sums[torch.arange(len(rows)), 0, torch.from_numpy(labels[place].values)] = 1.0
-    valid = Examples.of(rows, sums, labels)
+    valid = Examples.of(rows, sums, labels, covers=torch.zeros(len(rows.covers), 96))
     heads = {task.name: task.width for task in tasks}
     torch.manual_seed(0)
     start = Network(Shape(16, 8, 8, 8, cover_channels=1, heads=heads), dropout=0.0)

@@ -179,7 +179,8 @@ def test_an_engine_of_types_that_numpy_lacks_is_refused_and_freed(
 
 
 def test_a_batch_that_is_wider_than_the_engine_fails(backend: TensorRtBackend, golden: Golden) -> None:
-    wide = {name: np.pad(array, ((0, 0), (0, 1))) if name.startswith("token") else array for name, array in golden[0].items()}
+    more = ((0, 0), (0, 321 - golden[0]["token_ids"].shape[1]))
+    wide = {name: np.pad(array, more) if name.startswith("token") else array for name, array in golden[0].items()}
     with pytest.raises(InferenceFailed, match="input token_ids: expected at most 320 a row, found 321"):
         backend.infer(wide)
 
