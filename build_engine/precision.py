@@ -64,9 +64,9 @@ def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
     """Packed rows and a scale each become rows of `dtype`, which one product sums; what unpacked them is gone."""
     table, scales = _initializer(graph, "table"), _initializer(graph, "scales")
     packed = numpy_helper.to_array(table)
-    if packed.dtype != np.int8 or not any(node.op_type == "Floor" for node in graph.node):  # what takes the digits apart
+    if packed.dtype != np.uint8 or not any(node.op_type == "BitShift" for node in graph.node):  # what takes the digits apart
         raise GraphError(
-            f"expected a table of int8, two numbers a byte, and a graph that takes them apart; found {packed.dtype} "
+            f"expected a table of uint8, two numbers a byte, and a graph that takes them apart; found {packed.dtype} "
             f"{packed.shape}: export the bundle with this version"
         )
     rows = expanded(packed, numpy_helper.to_array(scales))

@@ -95,7 +95,7 @@ def train(
 def study(
     data: Data,
     tasks: Annotated[Path, typer.Option(help="The task file.")],
-    out: Annotated[Path, typer.Option(help="JSON lines, one a trained network and task; those there already stay.")],
+    out: Annotated[Path, typer.Option(help="JSON lines, one a trained network and task. What stands there is not done again.")],
     seeds: Annotated[int, typer.Option(min=1, help="So many networks of each kind.")] = 5,
     scarce: Annotated[list[str] | None, typer.Option(help="A task of which labels are taken away; repeatable.")] = None,
     share: Annotated[list[float] | None, typer.Option(help="The share of its labels that is kept; repeatable.")] = None,
@@ -109,12 +109,14 @@ def study(
 
     import torch
 
-    from model.study import gains
     from model.study import study as compared
+    from model.study_runs import costs, gains, read_runs
 
     torch.set_num_threads(_THREADS)
-    with _told(), out.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as kept:
-        runs = []
+    with _told(), tempfile.TemporaryDirectory() as kept, out.open("a", encoding="utf-8") as file:
+        runs = read_runs(out)
+        if runs:
+            _OUT.print(f"{out}: {len(runs)} scores of an earlier study stay", markup=False, highlight=False)
         shares = share or [0.05, 0.2]
         told = lambda line: _OUT.print(line, markup=False, highlight=False)  # noqa: E731 - as in train
         for run in compared(
@@ -124,6 +126,7 @@ def study(
             scarce=scarce or [],
             shares=shares,
             kept=Path(kept),
+            done=tuple(runs),
             limit=limit,
             progress=told,
         ):
@@ -139,6 +142,11 @@ def study(
     _OUT.print(table)
     whole = [gain.gain for gain in found if gain.share == 1.0]
     _OUT.print(f"Δm with all labels: {sum(whole) / len(whole):+.2%} over {len(whole)} tasks", markup=False)
+    if cost := costs(runs):
+        together, alone = cost
+        for name, of in (("together", together), ("alone, in sum", alone)):
+            line = f"{name}: {of.parameters:,.0f} numbers, {of.seconds:.0f} s of training, {of.microseconds:.1f} µs a listing"
+            _OUT.print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -188,7 +196,7 @@ def report(
     """
     from model.report import write_report
     from model.report_examples import examples_of
-    from model.study import read_runs
+    from model.study_runs import read_runs
 
     with _told():
         loaded = Bundle.load(bundle)

@@ -162,7 +162,5 @@ def targets_of(
         present = labels.present[index]
         if task.hidden_input is not None:
             present = present & hidden[:, BLOCK_OF_FIELD[task.hidden_input]]
-        targets[task.name] = Target(
-            values=torch.from_numpy(labels.values[index]), present=torch.from_numpy(present.astype(np.float32))
-        )
+        targets[task.name] = Target.of(labels.values[index], present)
     return targets

@@ -5,8 +5,7 @@ anything. So the branch is trained apart, on covers that are shifted, relit and 
 is not changed any more after that. Source: Zhang et al., ICLR 2018, arXiv:1710.09412, for mixing.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from model.dataset import Labels, Rows
 from model.losses import Target, task_losses
 from model.network import Network
 from model.progress import progress_bar
+from model.schedule import cosine
 from model.tasks import Task
 
 _BATCH_COVERS = 128
@@ -72,12 +72,12 @@ def _train(
 ) -> None:  # fmt: skip
     optimiser = torch.optim.AdamW(trained.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     batches = -(-len(with_cover) // _BATCH_COVERS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(batches * epochs))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine(batches * epochs, warm_up=_WARM_UP_STEPS))
     covers = torch.from_numpy(rows.covers)
     trained.train()
 
     def loss(logits: Tensor, index: NDArray[np.int64]) -> Tensor:
-        targets = {task.name: _target(own, index) for task, own in zip(tasks, labels, strict=True)}
+        targets = {task.name: Target.of(own.values[index], own.present[index]) for task, own in zip(tasks, labels, strict=True)}
         values, _ = task_losses(network.split(logits), targets, tasks, label_smoothing=0.0)
         return torch.stack([logits.sum() * 0.0, *values.values()]).sum()  # no row of the batch may have a label
 
@@ -102,17 +102,6 @@ def _centre(network: Network, covers: NDArray[np.uint8]) -> None:
     """
     with torch.no_grad():
         network.cover_head.bias.sub_(network.cover_head(cover_features(network, covers)).mean(dim=0))
-
-
-def _rate(steps: int) -> Callable[[int], float]:
-    """A short rise, then a cosine to 0."""
-    return lambda step: min(1.0, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _target(labels: Labels, index: NDArray[np.int64]) -> Target:
-    return Target(
-        values=torch.from_numpy(labels.values[index]), present=torch.from_numpy(labels.present[index].astype(np.float32))
-    )
 
 
 def _varied(covers: Tensor, random: np.random.Generator) -> Tensor:

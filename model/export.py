@@ -9,20 +9,23 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnxscript import opset18
 from torch import Tensor, nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers dequantize_per_tensor
 from torch.nn import functional
 
 from model.bundle import TensorSpec
 from model.calibrate import Calibration, bend_factors, in_its_band
 from model.features import Features, FeatureSettings
 from model.network import Network
-from model.table import DIGITS, MIDDLE, quantised
+from model.table import DIGIT_BITS, DIGITS, MIDDLE, quantised
 from model.tasks import Task
 
 OPSET = 18
@@ -46,7 +49,7 @@ class ServingGraph(nn.Module):
     ) -> None:
         super().__init__()
         rows, scales = quantised(table)
-        self.register_buffer("table", torch.from_numpy(rows))  # int8 [rows, D / 2]
+        self.register_buffer("table", torch.from_numpy(rows))  # uint8 [rows, D / 2]
         self.register_buffer("scales", torch.from_numpy(scales))  # float32 [rows]
         self.network = network
         self._tasks = tuple(tasks)
@@ -70,20 +73,24 @@ class ServingGraph(nn.Module):
         batch, tokens = token_ids.shape
         flat = token_ids.reshape(-1)  # [B * T]
         weights = token_weights * self.get_buffer("scales").index_select(0, flat).reshape(batch, tokens)  # [B, T]
-        pairs = self.get_buffer("table").index_select(0, flat).float()  # [B * T, D / 2]
-        pairs = pairs.reshape(batch, tokens, self.network.shape.table_width // 2)  # [B, T, D / 2]
-        upper = torch.floor(pairs * (1 / DIGITS))  # [B, T, D / 2], -8 .. 7
+        shape = (batch, tokens, self.network.shape.table_width // 2)
+        pairs = self.get_buffer("table").index_select(0, flat).reshape(shape)  # [B, T, D / 2]
+        # Taken apart as bytes, a quarter of the memory that numbers are, and centred, or sums of hundreds of bytes lose digits.
         # Sums are linear, so the lower digits need no array of their own.
-        of_pairs = torch.bmm(weights.unsqueeze(1), pairs).squeeze(1)  # [B, D / 2]
-        of_upper = torch.bmm(weights.unsqueeze(1), upper).squeeze(1)  # [B, D / 2]
+        upper = torch.bitwise_right_shift(pairs, DIGIT_BITS)  # [B, T, D / 2], 0 .. 15
+        of_pairs = torch.bmm(weights.unsqueeze(1), _centred(pairs, 128)).squeeze(1)  # [B, D / 2]
+        of_upper = torch.bmm(weights.unsqueeze(1), _centred(upper, DIGITS // 2)).squeeze(1)  # [B, D / 2]
         of_weights = weights.sum(dim=1, keepdim=True)  # [B, 1]
         text = torch.cat([of_upper + 0.5 * of_weights, of_pairs - DIGITS * of_upper - MIDDLE * of_weights], dim=1)  # [B, D]
         logits, embedding = self.network(text, self.network.cover_branch(cover), cover_present)  # [B, K], [B, E]
+        return (*self.answers(logits), functional.normalize(embedding, dim=1))
+
+    def answers(self, logits: Tensor) -> list[Tensor]:
+        """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""
         scores = logits * self.get_buffer("scale_of_column") + self.get_buffer("shift_of_column")  # [B, K]
         parts = self.network.split(scores)
         parts |= self._straightened({name: parts[name] for name in self._bent})
-        outputs = [_answer(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
-        return (*outputs, functional.normalize(embedding, dim=1))
+        return [_answer(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
 
     def _straightened(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `calibrate.bent`, of all tasks that have a bend at once."""
@@ -92,6 +99,12 @@ class ServingGraph(nn.Module):
         most = torch.cat([functional.softmax(each, dim=1).amax(dim=1, keepdim=True) for each in scores.values()], dim=1)
         factors = torch.split(bend_factors(most, self.get_buffer("bends")), 1, dim=1)  # one [B, 1] each
         return {name: each * factor for (name, each), factor in zip(scores.items(), factors, strict=True)}
+
+
+def _centred(values: Tensor, middle: int) -> Tensor:
+    """uint8 to float32, less `middle`, in one step of ONNX."""
+    found: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(values, 1.0, middle, 0, 255, torch.uint8)
+    return found
 
 
 def _answer(task: Task, scores: Tensor, calibration: Calibration) -> Tensor:
@@ -143,6 +156,12 @@ def output_specs(tasks: Sequence[Task], *, embedding_width: int) -> tuple[Tensor
     return (*outputs, TensorSpec(name="embedding", dtype="float32", shape=("batch", embedding_width)))
 
 
+def _shifted(pairs: Any, _bits: Any) -> Any:
+    """ONNX's own shift: the exporter's translation minds the sign, which bytes do not have, in five more steps."""
+    bits = onnx.numpy_helper.from_array(np.array(DIGIT_BITS, dtype=np.uint8))
+    return opset18.BitShift(pairs, opset18.Constant(value=bits), direction="RIGHT")
+
+
 def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, output_names: Sequence[str]) -> None:
     """Writes the graph with dynamic batch and token dimensions, weights inside the file."""
     graph.eval()
@@ -166,6 +185,7 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
             dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch}, {0: batch}),
             opset_version=OPSET,
             dynamo=True,
+            custom_translation_table={torch.ops.aten.bitwise_right_shift.Tensor: _shifted},
             external_data=False,
             optimize=True,
             verbose=False,

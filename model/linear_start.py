@@ -43,6 +43,12 @@ _ITERATIONS_MAX = 60
 _POSITIVE_ROWS_MIN = 2
 # A task with many labels needs more directions; with an exponent of 1 every label would count alike.
 _SHARE_EXPONENT = 0.75
+# Of the differences between a task's columns in how much they vary; 1 would make them alike.
+_EVENED = 0.25
+# A direction's size to this power is what table and heads trade; 0 would leave it all to the table.
+_TRADED = 0.25
+_SIZE_SHARE_MIN = 1e-4  # of the largest direction's: what is next to nothing must not be blown up
+_SIZE_MIN = 1e-12
 _SAMPLE_ROWS = 30_000
 # How much of the words' model joins the SVM's margins: what scores best on rows that neither has seen.
 _RATIOS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
@@ -211,7 +217,7 @@ def _out_of_fold(
 
 def importance(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> NDArray[np.float64]:
     """How much each row of the table moves the decisions of all tasks: float64 [rows], each task by its share."""
-    scale = _task_scale(models, tasks, tokens)
+    scale = _column_scale(models, tasks, tokens)
     mass = np.bincount(tokens.ids, weights=tokens.weights.astype(np.float64) ** 2, minlength=models.weights.shape[2])
     moved = np.zeros(models.weights.shape[2])
     for weights, factor in zip(models.weights[0], scale, strict=True):
@@ -221,21 +227,26 @@ def importance(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> N
 
 def factored(models: LinearModels, tasks: Sequence[Task], tokens: Tokens, *, width: int) -> Start:
     """The copy of rank `width` that loses the least of the decisions on the training rows."""
-    scale = _task_scale(models, tasks, tokens).astype(np.float32)
+    scale = _column_scale(models, tasks, tokens).astype(np.float32)
     decisions = _decisions(models.weights[0], tokens) * scale  # [sample, K]
-    _, directions = np.linalg.eigh((decisions.T @ decisions).astype(np.float64))
-    leading = directions[:, ::-1][:, :width].astype(np.float32)  # [K, D]
+    sizes, directions = np.linalg.eigh((decisions.T @ decisions / len(decisions)).astype(np.float64))
+    sizes, directions = sizes[::-1][:width], directions[:, ::-1][:, :width]
+    # A direction of the table and one of the heads may trade a factor. All get the same rounding error, which is least in
+    # sum when each is made smaller by the root of its size. Source: the dual of reverse water-filling, Cover & Thomas, ch. 10.
+    traded = np.maximum(sizes, sizes[0] * _SIZE_SHARE_MIN + _SIZE_MIN) ** -_TRADED
     # Fewer columns than directions: the others stay empty.
-    leading = np.pad(leading, ((0, 0), (0, width - leading.shape[1])))
-    leading = leading @ _rotation(width)
-    # A row of the table and a column of the heads may trade a factor. The deep part wants inputs of unit size.
-    size = np.sqrt(((decisions @ leading) ** 2).mean()).item() or 1.0
-    scaled = scale[:, None] * leading / np.float32(size)  # [K, D]
+    empty = ((0, 0), (0, width - len(sizes)))
+    reading, read = np.pad(directions * traded, empty), np.pad(directions / traded, empty)  # [K, D]
+    turned = _rotation(width)
+    reading, read = (reading @ turned).astype(np.float32), (read @ turned).astype(np.float32)
+    # The deep part wants inputs of unit size.
+    size = np.sqrt(((decisions @ reading) ** 2).mean()).item() or 1.0
+    scaled = scale[:, None] * reading / np.float32(size)  # [K, D]
     tables = np.stack([weights.T.astype(np.float32) @ scaled for weights in models.weights])  # [1 + folds, rows, D]
     return Start(
         table=tables[0],
         fold_tables=tables[1:],
-        head_weight=leading / scale[:, None] * np.float32(size),
+        head_weight=(read / scale[:, None] * size).astype(np.float32),
         head_bias=models.biases[0],
         directions=scaled,
     )
@@ -251,17 +262,21 @@ def _rotation(width: int) -> NDArray[np.float32]:
     return turned.astype(np.float32)
 
 
-def _task_scale(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> NDArray[np.float64]:
-    """Factors [K] that give each task the share of the decisions' variance that its weight and labels deserve."""
-    variance = _decisions(models.weights[0], tokens).astype(np.float64).var(axis=0)
+def _column_scale(models: LinearModels, tasks: Sequence[Task], tokens: Tokens) -> NDArray[np.float64]:
+    """Factors [K] that give each task the share of the decisions' variance that its weight and labels deserve.
+
+    Within a task columns that vary little, those of rare labels, are made larger: of 18 languages, two are most of the variance,
+    and without this the directions left are theirs.
+    """
+    variance = np.maximum(_decisions(models.weights[0], tokens).astype(np.float64).var(axis=0), _SIZE_MIN)
     scale, first = np.ones(len(variance)), 0
     for task in tasks:
         place = slice(first, first + task.width)
-        share = task.entry.start_share * task.width**_SHARE_EXPONENT
-        # Columns of one task are alike, but for a regression's value and its bands.
-        of = variance[place] * task.width if task.entry.kind == "regression" else variance[place].sum()
-        scale[place] = np.sqrt(share / np.maximum(of, 1e-12))
         first += task.width
+        share = task.entry.start_share * task.width**_SHARE_EXPONENT
+        # A regression's value and its bands differ in kind, not in how rare they are.
+        evened = 1.0 if task.entry.kind == "regression" else _EVENED
+        scale[place] = np.sqrt(share * variance[place] ** -evened / (variance[place] ** (1 - evened)).sum())
     return scale
 
 

@@ -5,8 +5,11 @@ A batch holds rows of all sets. A row without a task's label, or whose label sta
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +31,10 @@ class Target:
 
     values: Tensor
     present: Tensor
+
+    @classmethod
+    def of(cls, values: NDArray[Any], present: NDArray[np.bool_]) -> "Target":
+        return cls(values=torch.from_numpy(values), present=torch.from_numpy(present.astype(np.float32)))
 
 
 def task_losses(

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 _COVER_FEATURES = 96
 _VIEW_WIDTH = 32
+_GATE_WIDTH = 32  # what the cover's gate sees of the text; all of it would be a sixth of the network's work
 _OWN_VIEW = 2.0  # a task begins with about a third of its own view
 
 
@@ -88,8 +89,9 @@ class TaskMixture(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """float32 [B, E] to the deep part's logits of all tasks, [B, K]."""
         views = functional.relu(self.views(embedding)).reshape(-1, len(self.heads), _VIEW_WIDTH)  # [B, N, V]
-        mixed = self.relations() @ views  # [B, N, V]
-        return torch.cat([head(own) for head, own in zip(self.heads, mixed.unbind(dim=1), strict=True)], dim=1)  # [B, K]
+        mixed = (self.relations() @ views).flatten(start_dim=1)  # [B, N * V]
+        owns = torch.split(mixed, _VIEW_WIDTH, dim=1)  # N times [B, V]
+        return torch.cat([head(own) for head, own in zip(self.heads, owns, strict=True)], dim=1)  # [B, K]
 
 
 class Network(nn.Module):
@@ -100,11 +102,11 @@ class Network(nn.Module):
         self.shape = shape
         d, h, e, k = shape.table_width, shape.hidden_width, shape.embedding_width, shape.columns
         self.cover_branch = CoverBranch(channels=shape.cover_channels, dropout=dropout)
-        self.text_projection = nn.Linear(d, h)
+        self.text_projection = nn.Linear(d, h + _GATE_WIDTH)
         self.cover_projection = nn.Linear(_COVER_FEATURES, h)
         self.cover_head = nn.Linear(_COVER_FEATURES, k)
         self.register_buffer("cover_shares", torch.zeros(k))  # [K]
-        self.cover_gate = nn.Linear(d + _COVER_FEATURES, h)
+        self.cover_gate = nn.Linear(_GATE_WIDTH + _COVER_FEATURES, h)
         self.hidden = nn.Linear(h, h)
         self.to_embedding = nn.Linear(h, e)
         self.dropout = nn.Dropout(dropout)
@@ -123,9 +125,11 @@ class Network(nn.Module):
         Returns:
             Logits of all tasks side by side, float32 [B, K], and the embedding, float32 [B, E], before normalisation.
         """
-        both = torch.cat([text, cover_features * cover_present], dim=1)  # [B, D + 96]
+        projected = self.text_projection(text)  # [B, H + 32]
+        fused, asking = torch.split(projected, [self.shape.hidden_width, _GATE_WIDTH], dim=1)  # [B, H], [B, 32]
+        both = torch.cat([asking, cover_features * cover_present], dim=1)  # [B, 32 + 96]
         gate = torch.sigmoid(self.cover_gate(both)) * cover_present  # [B, H]
-        fused = self.text_projection(text) + gate * self.cover_projection(cover_features)  # [B, H]
+        fused = fused + gate * self.cover_projection(cover_features)  # [B, H]
         hidden = functional.relu(self.hidden(self.dropout(functional.relu(fused))))  # [B, H]
         embedding = self.to_embedding(self.dropout(hidden))  # [B, E]
         inner = self.dropout(functional.relu(embedding))  # [B, E]

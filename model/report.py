@@ -10,7 +10,7 @@ from typing import Any
 
 from model.bundle import Bundle, BundleError
 from model.report_examples import Example
-from model.study import Gain, Run, gains
+from model.study_runs import Gain, Run, costs, gains
 
 _CURVES, _EVALUATION = "curves.csv", "evaluation.json"
 _WIDTH, _HEIGHT, _MARGIN = 260, 170, 34
@@ -187,22 +187,19 @@ def _study(runs: Sequence[Run]) -> list[str]:
     found = gains(runs)
     whole = [each.gain for each in found if each.share == 1.0]
     seeds = len({run.seed for run in runs})
-    cost = {
-        name: [run for run in runs if run.arrangement == name and run.scarce is None and run.seed == runs[0].seed]
-        for name in ("together", "alone")
-    }
-    together = cost["together"][0] if cost["together"] else None
-    alone = sum(run.parameters for run in cost["alone"])
     lines = [
         "<h2>Together against alone</h2>",
         f"<p>One network for all tasks against one for each, {seeds} seeds; the gain is relative to alone, ± half of its 95 % "
         f"interval. Δm with all labels: {100 * sum(whole) / max(len(whole), 1):+.2f} % over {len(whole)} tasks.",
     ]
-    if together and alone:
+    if cost := costs(runs):
+        together, alone = cost
         lines.append(
-            f" The common network has {together.parameters:,} numbers and trained in {together.seconds:.0f} s, the others "
-            f"together {alone:,} and {sum(run.seconds for run in cost['alone']):.0f} s.</p>"
+            f" The common network has {together.parameters:,.0f} numbers, trained in {together.seconds:.0f} s and takes "
+            f"{together.microseconds:.1f} µs for a listing; the others in sum {alone.parameters:,.0f}, {alone.seconds:.0f} s and "
+            f"{alone.microseconds:.1f} µs."
         )
+    lines.append("</p>")
     head = "".join(f"<th>{title}</th>" for title in ("task", "labels kept", "together", "alone", "gain", "±"))
     rows = [
         f"<tr><td>{_escaped(each.task)}</td><td>{each.share:.0%}</td><td>{each.together:.3f}</td><td>{each.alone:.3f}</td>"

@@ -142,12 +142,7 @@ def train_graph(
     unfinished: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Everything up to the calibrated graph in torch; arguments and errors as of `train_bundle`.
-
-    Args:
-        unfinished: a folder for what an interrupted training goes on from.
-    """
-    torch.manual_seed(seed)
+    """Reads the data and learns from it; arguments and errors as of `train_bundle`, `unfinished` as of `learned`."""
     skipped: list[str] | None = [] if skip_bad else None
     train, valid = (
         read_rows(folders, part=part, settings=task_file.features, limit=limit, skipped=skipped) for part in ("train", "valid")
@@ -158,21 +153,26 @@ def train_graph(
         progress(f"left out {len(skipped)} rows and covers in all")
     if not len(train) or not len(valid):
         raise DataError(f"expected rows in train and valid of {[folder.name for folder in folders]}, found none")
+    return learned(train, valid, task_file, seed=seed, limit=limit, unfinished=unfinished, progress=progress)
+
+
+def learned(
+    train: Rows, valid: Rows, task_file: TaskFile, *, seed: int, limit: int | None = None,
+    unfinished: Path | None = None, progress: Callable[[str], None] = lambda line: None,
+) -> Outcome:  # fmt: skip
+    """Everything up to the calibrated graph in torch.
+
+    Args:
+        limit: that the rows were read with.
+        unfinished: a folder for what an interrupted training goes on from.
+    """
+    torch.manual_seed(seed)
     by_set = train.by_set()
     tasks = [resolve(entry, by_set) for entry in task_file.task]
     progress(f"{len(train)} train rows, {len(valid)} valid rows, {len(tasks)} tasks")
     checkpoints = None
     if unfinished is not None:
-        checkpoints = Checkpoints(
-            unfinished,
-            {
-                "data": [train.fingerprint, valid.fingerprint],
-                "limit": limit,
-                "features": task_file.features.model_dump(),
-                "versions": _versions(),
-                "folds": task_file.training.folds,
-            },
-        )
+        checkpoints = Checkpoints(unfinished, identity_of(task_file, train, valid, limit=limit))
     folds = folds_by_title(train.listings, folds=task_file.training.folds)
     whole, seen, models = modelled(task_file, tasks, train, folds=folds, checkpoints=checkpoints, progress=progress)
     unseen = part_of(valid, FeatureExtractor(task_file.features, whole), tasks)
@@ -203,6 +203,17 @@ def train_graph(
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
         baseline=compared, begun=begun, recipes=models.recipes, checkpoints=checkpoints,
     )  # fmt: skip
+
+
+def identity_of(task_file: TaskFile, train: Rows, valid: Rows, *, limit: int | None) -> dict[str, Any]:
+    """What the linear models of an interrupted training depend on."""
+    return {
+        "data": [train.fingerprint, valid.fingerprint],
+        "limit": limit,
+        "features": task_file.features.model_dump(),
+        "versions": _versions(),
+        "folds": task_file.training.folds,
+    }
 
 
 def refitted(outcome: Outcome, task_file: TaskFile, *, progress: Callable[[str], None]) -> Outcome:

@@ -27,6 +27,10 @@ def all_present(values: Any) -> Labels:
     return Labels(values=values, present=np.ones(len(values), dtype=np.bool_))
 
 
+def sigmoid(logits: Any) -> Any:
+    return 1 / (1 + np.exp(-logits))
+
+
 def softmax(logits: Any) -> Any:
     each = np.exp(logits - logits.max(axis=1, keepdims=True))
     return each / each.sum(axis=1, keepdims=True)
@@ -72,18 +76,36 @@ def test_the_interval_holds_four_of_five_values() -> None:
     assert (values > centre + found.shift).mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_thresholds_of_common_labels_are_their_own_and_of_rare_ones_shared() -> None:
-    """A label with many rows has the threshold that suits it; one with a single row has nearly everyone's."""
-    rows = 3000
+def test_at_its_threshold_every_label_is_as_probable_as_the_others_at_theirs() -> None:
+    """A label that is rarer than its probabilities say gets a higher threshold; one of a single row has nearly everyone's."""
+    rows = 6000
     logits = RANDOM.normal(size=(rows, 3)).astype(np.float32) * 2
-    truth = (RANDOM.random((rows, 3)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
-    truth[:, 2] = 0
+    truth = (RANDOM.random((rows, 3)) < sigmoid(logits - [0.0, 1.0, 0.0])).astype(np.float32)
+    logits[:, 2], truth[:, 2] = -7.0, 0
     truth[0, 2] = 1
-    found = calibrate(a_task("multi", "a", "b", "rare"), logits, all_present(truth))
-    assert len(found.thresholds) == 3
-    assert found.scale > 0.5
-    shared = np.mean(found.thresholds[:2])
-    assert found.thresholds[2] == pytest.approx(shared, abs=0.1)
+    found = calibrate(a_task("multi", "right", "too bold", "rare"), logits, all_present(truth))
+    odds = np.log(np.array(found.thresholds) / (1 - np.array(found.thresholds)))
+    bare = (odds - found.shift) / found.scale
+    assert bare[1] - bare[0] == pytest.approx(1.0, abs=0.2)
+    assert np.mean(found.thresholds[:2]) == pytest.approx(found.thresholds[2], abs=0.15)
+
+
+def test_thresholds_do_better_on_new_rows_than_each_labels_own_best_ones() -> None:
+    """With many labels and few rows of each, what is best for the rows at hand is not for others."""
+    logits = (RANDOM.normal(size=(8000, 60)) - 3).astype(np.float32)
+    truth = (RANDOM.random(logits.shape) < sigmoid(logits)).astype(np.float32)
+    few, others = slice(0, 400), slice(400, None)
+    labels = [f"label {place}" for place in range(60)]
+    found = calibrate(a_task("multi", *labels), logits[few], all_present(truth[few]))
+    steps = np.linspace(0.05, 0.85, 60)
+    own = [
+        max(steps, key=lambda step, at=at: metrics.micro_f1(sigmoid(logits[few, at]) >= step, truth[few, at] > 0.5))
+        for at in range(60)
+    ]
+    ours = sigmoid(logits[others] * found.scale + found.shift) >= found.thresholds
+    assert (
+        metrics.micro_f1(ours, truth[others] > 0.5) > metrics.micro_f1(sigmoid(logits[others]) >= own, truth[others] > 0.5) + 0.01
+    )
 
 
 def test_a_task_without_validation_rows_is_left_as_it_is() -> None:

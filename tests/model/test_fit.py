@@ -45,11 +45,14 @@ def test_each_task_keeps_the_share_of_its_change_that_is_best_on_valid(tmp_path:
         trained.wide.weight += torch.from_numpy(random.normal(size=trained.wide.weight.shape)).float()
         start.wide.weight[first:end] = 0.0
         trained.wide.weight[first:end] = torch.eye(8)[: end - first]
-        for head in trained.deep.heads:
-            head.weight += 1.0
         harmed = next(at for at, task in enumerate(tasks) if task.name == "page_count")
-        start.wide.bias[borders[harmed]] = float(labels[harmed].values.mean())
-        trained.wide.bias[borders[harmed]] = 50.0
+        for at, head in enumerate(trained.deep.heads):
+            for weight in head.parameters():
+                weight.add_(float(at != harmed))
+        # Pages by subject before, the same upside down after.
+        pages = [labels[harmed].values[labels[place].values == each].mean() for each in range(end - first)]
+        start.wide.weight[borders[harmed], : end - first] = torch.tensor(pages) - float(np.mean(pages))
+        trained.wide.weight[borders[harmed]] = -start.wide.weight[borders[harmed]]
     before, after = task_logits(start, valid, tasks), task_logits(trained, valid, tasks)
     shares = _drawn_back(trained, start, valid, tasks)
     now = task_logits(trained, valid, tasks)

@@ -357,6 +357,17 @@ def test_a_study_compares_together_with_alone(trained: Bundle, shop: Path, task_
     assert [run["share"] for run in runs] == [*[1.0] * 10, 0.1, 0.1]
     assert len({run["parameters"] for run in runs[:5]}) == 1
     assert "Δm with all labels" in result.output
+    assert "µs a listing" in result.output
+    lines = out.read_text(encoding="utf-8").splitlines()
+    out.write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")  # as if it had ended before the last three networks
+    result = RUNNER.invoke(app, ["study", *arguments, "--scarce", "subject", "--share", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert [part.split(":")[0] for part in result.output.split("network ")[1:]] == ["6 of 8", "7 of 8", "8 of 8"]
+    again = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [run["score"] for run in again] == [run["score"] for run in runs]
+    result = RUNNER.invoke(app, ["study", *arguments[:-1], "140"])
+    assert result.exit_code == 2
+    assert "expected earlier runs of this very data, task file and limit" in " ".join(result.output.split())
     report = tmp_path / "report.html"
     shown = ["report", "--bundle", str(trained.path), "--out", str(report), "--study", str(out), "--data", str(shop)]
     result = RUNNER.invoke(app, shown)
