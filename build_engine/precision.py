@@ -4,8 +4,9 @@ TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is wha
 
 * Rows are expanded here to rows × scale, in fp16 or fp32: the bundle has four bits a number, and unpacking them in
   every pass would be arithmetic without need on a GPU, whose memory holds the rows as they are used.
-* fp16: the cover branch and the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay
-  fp32: they are a twentieth of the work, and with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows.
+* fp16: the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay fp32: they are a
+  twentieth of the work, and with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows. So does the cover
+  branch, which reaches the logits without a hidden layer: in fp16 four of 2,048 rows had another likeliest author.
 * Inputs and outputs keep the types of the bundle's graph.
 """
 
@@ -173,10 +174,15 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _nodes_in_fp16(graph: onnx.GraphProto, dtypes: dict[str, int]) -> set[int]:
-    """Positions of the nodes that compute in fp16: those from which a layer is still to come, but the sensitive ones.
+    """Positions of the nodes that compute in fp16: those of the text from which a layer is still to come, but the sensitive ones.
 
-    So the layers that give logits, and all after them, are fp32.
+    So the layers that give logits, and all after them, are fp32; and so is the cover branch, since each task adds a share of what
+    it says straight to its logits.
     """
+    of_text = {"token_ids", "token_weights"}
+    for node in graph.node:
+        if of_text.intersection(node.input):
+            of_text.update(node.output)
     before_a_layer: set[str] = set()
     halves = set()
     for index in reversed(range(len(graph.node))):
@@ -185,6 +191,11 @@ def _nodes_in_fp16(graph: onnx.GraphProto, dtypes: dict[str, int]) -> set[int]:
         if leads_to_a_layer or node.op_type in _LAYER_OPS:
             before_a_layer.update(node.input)
         computes = node.op_type not in _FP32_OPS | {"Cast"} and all(dtypes[name] == TensorProto.FLOAT for name in node.output)
-        if leads_to_a_layer and computes and any(dtypes.get(name) == TensorProto.FLOAT for name in node.input):
+        if (
+            leads_to_a_layer
+            and computes
+            and of_text.intersection(node.output)
+            and any(dtypes.get(name) == TensorProto.FLOAT for name in node.input)
+        ):
             halves.add(index)
     return halves

@@ -21,9 +21,6 @@ ROWS_MIN = 2_000
 AGREEMENT_MIN = 0.999
 COSINE_MIN = 0.999
 DIFFERENCE_MAX: dict[Precision, float] = {"fp16": 0.01, "fp32": 1e-4}
-# Labels so near each other may change places between two runtimes of fp32, too: where a listing says nothing, of 246 authors
-# several are equally likely.
-TIE = DIFFERENCE_MAX["fp32"]
 _ROWS_NAMED = 10
 _EMBEDDING = "embedding"
 _MADE_KINDS = ("empty text", "no cover", "longest text", "mixed")
@@ -45,8 +42,8 @@ class Finding:
     """One output.
 
     Attributes:
-        agreement: share of rows with the same best label, or one that the bundle holds as probable to within `TIE`; of a `multi`
-            task the share of all labels given or not given alike; 1.0 where there are no labels.
+        agreement: share of rows with the same best label; of a `multi` task the share of all labels given or not given alike;
+            1.0 where there are no labels.
         difference_max: of probabilities; of a regression |a - b| / max(1, |b|); infinite where a value is not finite.
         cosine_min: of the embedding, else 1.0.
         bad_rows: those that break a limit or have another answer, the worst first.
@@ -216,8 +213,7 @@ def _agreement(task: TaskSpec | None, wanted: NDArray[Any], given: NDArray[Any])
     if task.kind == "multi":
         thresholds = np.array(task.thresholds)
         return np.asarray(((wanted >= thresholds) == (given >= thresholds)).mean(axis=1))
-    answered = np.take_along_axis(wanted, given.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.asarray(wanted.max(axis=1) - answered <= TIE, dtype=np.float64)
+    return np.asarray(wanted.argmax(axis=1) == given.argmax(axis=1), dtype=np.float64)
 
 
 def _cosines(wanted: NDArray[Any], given: NDArray[Any]) -> NDArray[np.float64]:
