@@ -16,7 +16,7 @@ from model.calibrate import in_its_band
 from model.dataset import Labels, Rows
 from model.evaluate import task_evaluations
 from model.features import Tokens
-from model.linear_start import LinearModels, text_matrix
+from model.linear_models import LinearModels, text_matrix
 from model.tasks import Task
 
 _THRESHOLDS = np.linspace(0.05, 0.85, 60)

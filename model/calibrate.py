@@ -6,6 +6,9 @@ then bends with the row's own confidence: where labels are partly a matter of co
 than one temperature for all rows can say. The order of a row's labels stays.
 Source: Guo et al., ICML 2017, arXiv:1706.04599, for temperatures; Tomani et al., ECCV 2022, arXiv:2102.12182, for one that
 depends on the row; Platt 1999 for scale and shift.
+
+A multi-label task's labels know nothing of each other, but a row has one or two of them: where nothing else is likely, a label
+is likelier than it looks, and where much is, less likely. So each row's scores move together by what its labels are in sum.
 """
 
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ from torch.nn import functional
 
 from model.dataset import Labels
 from model.metrics import micro_f1
+from model.minimise import minimise
 from model.tasks import Task
 
 _TEMPERATURES = np.geomspace(0.05, 8.0, 240)  # an SVM's margins want far below 1
@@ -27,14 +31,14 @@ _SPREAD_MIN = 1e-9
 _OFF_AN_EDGE = 1e-4
 _FAR = 1e9
 _STRAIGHT = (0.0, 0.0, 0.0)
-# No bend counts as so many rows: where all rows were right, nothing is known of those that look uncertain.
-_BEND_PRIOR_ROWS = 10.0
+# No bend, and no rivals, count as so many rows: where all rows were right, nothing is known of those that look uncertain.
+_PRIOR_ROWS = 10.0
 _PROBABILITY_MIN = 1e-6
 _BAND_SHARPNESS = 20.0
 _THRESHOLDS = np.linspace(0.05, 0.85, 81)
 _NEWTON_STEPS = 15
 # The precision of a label's shift before any row is seen; a row that could as well have the label adds a quarter.
-_SHIFT_PRIOR = 20.0
+_SHIFT_PRIOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Calibration:
             as many are above as below) and the upper end.
         bend: for a single task, (a, b, c): the logits are scaled by exp(a + b·m + c·m²), too, where m is the largest of the
             row's probabilities without that.
+        rivals: for a multi task, (a, b, c): a + b·log(sum of the row's probabilities) + c·log(sum of their exponentiated
+            scores) is added to all of the row's scores, both sums taken without that.
         thresholds: for a multi task, one a label.
     """
 
@@ -54,6 +60,7 @@ class Calibration:
     low: float = 0.0
     high: float = 0.0
     bend: tuple[float, float, float] = _STRAIGHT
+    rivals: tuple[float, float, float] = _STRAIGHT
     thresholds: tuple[float, ...] = ()
 
 
@@ -74,7 +81,10 @@ def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibr
         return Calibration(scale=scale, shift=float(middle), low=float(low), high=float(high))
     if task.entry.kind == "multi":
         scale, shift = _platt(own, values)
-        return Calibration(scale=scale, shift=shift, thresholds=_thresholds(own * np.float32(scale) + np.float32(shift), values))
+        scores = own * np.float32(scale) + np.float32(shift)
+        rivals = _rivals(scores, values)
+        scores = beside_rivals(torch.from_numpy(scores), torch.tensor(rivals)).numpy()
+        return Calibration(scale=scale, shift=shift, rivals=rivals, thresholds=_thresholds(scores, values))
     scale = _inverse_temperature(own, values, groups=list(task.groups.values()))
     return Calibration(scale=scale, bend=_bend(own * np.float32(scale), values) if task.entry.kind == "single" else _STRAIGHT)
 
@@ -96,19 +106,38 @@ def _bend(scores: NDArray[np.float32], values: NDArray[np.int64]) -> tuple[float
     inputs = torch.from_numpy(scores)
     right = torch.from_numpy(scores.argmax(axis=1) == values).float()
     parameters = torch.zeros(3, requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
         confidence = functional.softmax(bent(inputs, parameters), dim=1).amax(dim=1)
         confidence = confidence.clamp(_PROBABILITY_MIN, 1 - _PROBABILITY_MIN)
-        value = functional.binary_cross_entropy(confidence, right) + _BEND_PRIOR_ROWS * parameters.square().sum() / len(values)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return functional.binary_cross_entropy(confidence, right) + _PRIOR_ROWS * parameters.square().sum() / len(values)
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    minimise([parameters], loss, iterations_max=60)
     constant, linear, square = parameters.detach().tolist()
     return constant, linear, square
+
+
+def beside_rivals(scores: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
+    """Scores float32 [B, labels] after scale and shift, as `Calibration.rivals`, here a tensor [3], says."""
+    constant, by_count, by_strength = rivals.unbind()
+    count = scores.sigmoid().sum(dim=1, keepdim=True).clamp(min=_PROBABILITY_MIN)  # [B, 1]
+    most = scores.amax(dim=1, keepdim=True)  # [B, 1], taken out so that half precision holds the exponentials
+    strength = most + (scores - most).exp().sum(dim=1, keepdim=True).log()  # [B, 1]
+    return scores + (constant + by_count * count.log() + by_strength * strength)
+
+
+def _rivals(scores: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[float, float, float]:
+    """What makes the labels likeliest; drawn towards nothing at all."""
+    inputs, truth = torch.from_numpy(scores), torch.from_numpy(values)
+    parameters = torch.zeros(3, requires_grad=True)
+
+    def loss() -> torch.Tensor:
+        losses = functional.binary_cross_entropy_with_logits(beside_rivals(inputs, parameters), truth, reduction="none")
+        return losses.sum(dim=1).mean() + _PRIOR_ROWS * parameters.square().sum() / len(values)
+
+    minimise([parameters], loss, iterations_max=60)
+    constant, by_count, by_strength = parameters.detach().tolist()
+    return constant, by_count, by_strength
 
 
 def in_its_band(value: torch.Tensor, bands: torch.Tensor, edges: Sequence[float]) -> torch.Tensor:
@@ -154,15 +183,11 @@ def _slope(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> float
 def _platt(logits: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[float, float]:
     scores, truth = torch.from_numpy(logits), torch.from_numpy(values)
     parameters = torch.tensor([1.0, 0.0], requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=40)
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        value = functional.binary_cross_entropy_with_logits(scores * parameters[0] + parameters[1], truth)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return functional.binary_cross_entropy_with_logits(scores * parameters[0] + parameters[1], truth)
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    minimise([parameters], loss, iterations_max=40)
     scale, shift = parameters.detach().tolist()
     return float(scale), float(shift)
 

@@ -24,6 +24,7 @@ from torch.nn import functional
 from model.bundle import TensorSpec
 from model.calibrate import Calibration, bend_factors, in_its_band
 from model.features import Features, FeatureSettings
+from model.leaning import Leaning, probabilities_of
 from model.network import Network
 from model.table import DIGIT_BITS, DIGITS, MIDDLE, quantised
 from model.tasks import Task
@@ -46,6 +47,7 @@ class ServingGraph(nn.Module):
         table: NDArray[np.float32],
         tasks: Sequence[Task],
         calibrations: Mapping[str, Calibration],
+        leanings: Mapping[str, Leaning],
     ) -> None:
         super().__init__()
         rows, scales = quantised(table)
@@ -54,6 +56,7 @@ class ServingGraph(nn.Module):
         self.network = network
         self._tasks = tuple(tasks)
         self._calibrations = dict(calibrations)
+        self._leanings = dict(leanings)
         # Many tasks are many small steps: what can be done for all columns, or all bends, together is.
         plain = [_PLAIN if task.entry.kind == "regression" else calibrations[task.name] for task in tasks]
         widths = torch.tensor([task.width for task in tasks])
@@ -89,8 +92,15 @@ class ServingGraph(nn.Module):
         """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""
         scores = logits * self.get_buffer("scale_of_column") + self.get_buffer("shift_of_column")  # [B, K]
         parts = self.network.split(scores)
+        multi = [task.name for task in self._tasks if task.entry.kind == "multi"]
+        found = {name: probabilities_of(parts[name], self._calibrations[name]) for name in multi}
+        for name, leaning in self._leanings.items():
+            parts[name] = parts[name] + self._calibrations[name].scale * leaning.said(found[leaning.other])
         parts |= self._straightened({name: parts[name] for name in self._bent})
-        return [_answer(task, parts[task.name], self._calibrations[task.name]) for task in self._tasks]
+        for task in self._tasks:
+            if task.name not in found:
+                found[task.name] = _answer(task, parts[task.name], self._calibrations[task.name])
+        return [found[task.name] for task in self._tasks]
 
     def _straightened(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `calibrate.bent`, of all tasks that have a bend at once."""
@@ -118,7 +128,7 @@ def _answer(task: Task, scores: Tensor, calibration: Calibration) -> Tensor:
         if task.entry.scale == "log":
             return values.clamp(max=30.0).exp()
         return values.clamp(0.0, 1.0) if task.entry.scale == "rank" else values
-    return scores.sigmoid() if task.entry.kind == "multi" else functional.softmax(scores, dim=1)
+    return functional.softmax(scores, dim=1)
 
 
 def difference(graph: ServingGraph, session: onnxruntime.InferenceSession, features: Features) -> float:

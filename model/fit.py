@@ -19,6 +19,7 @@ from model import metrics
 from model.batches import Examples, batch_of, batches_of_one_set, field_hidden, randomly_hidden, run, targets_of
 from model.checkpoint import Checkpoints
 from model.losses import Target, Weighing, task_losses
+from model.minimise import minimise
 from model.network import Network
 from model.progress import progress_bar
 from model.schedule import cosine
@@ -197,16 +198,12 @@ def _likeliest_share(task: Task, without: NDArray[np.float32], whole: NDArray[np
     """How far to go from the one logits to the others for the least loss, at the scale and shift that suit it; 0 to 1."""
     begin, change = torch.from_numpy(without), torch.from_numpy(whole - without)
     share, scale, shift = (torch.tensor(value, requires_grad=True) for value in (0.5, 0.0, 0.0))
-    optimiser = torch.optim.LBFGS([share, scale, shift], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
         logits = (begin + share * change) * scale.exp() + shift
-        losses, _ = task_losses({task.name: logits}, {task.name: target}, [task], label_smoothing=0.0)
-        losses[task.name].backward()  # type: ignore[no-untyped-call]
-        return losses[task.name]
+        return task_losses({task.name: logits}, {task.name: target}, [task], label_smoothing=0.0)[0][task.name]
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    minimise([share, scale, shift], loss, iterations_max=60)
     return round(min(max(share.item(), 0.0), 1.0), 3)
 
 

@@ -13,7 +13,8 @@ from model.checkpoint import Checkpoints
 from model.cover_start import cover_features, learn_covers
 from model.dataset import Labels, Rows, build_vocabulary, labels_of
 from model.features import PAD_ID, FeatureExtractor, Tokens, Vocabulary
-from model.linear_start import LinearModels, Recipe, factored, importance, linear_models
+from model.linear_models import LinearModels, Recipe, linear_models
+from model.linear_start import factored, importance
 from model.network import Network, Shape
 from model.table import expanded, quantised
 from model.tasks import Task, TaskFile

@@ -4,7 +4,7 @@ import csv
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from model.study_runs import Gain, Run, costs, gains
 _CURVES, _EVALUATION = "curves.csv", "evaluation.json"
 _WIDTH, _HEIGHT, _MARGIN = 260, 170, 34
 _GAIN_SHOWN_MAX = 0.25
+_DARK = 0.6
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -49,6 +50,7 @@ def write_report(bundle: Bundle, out: Path, *, study: Sequence[Run] = (), exampl
         "<h2>Relations between tasks</h2><p>How much of each task's view of the listing (across) a task (down) reads; learned, "
         "each row sums to 1. Without relations each would read its own alone.</p>",
         _relations_figure([task.name for task in manifest.tasks], manifest.settings.get("relations", [])),
+        *_leanings(manifest.settings.get("leanings", {})),
         *_study(study),
         "<h2>Calibration</h2><p>Of the answers given with a confidence (across), how many were right (up). The closer to "
         "the diagonal, the more a confidence can be trusted; larger dots stand for more answers.</p>",
@@ -174,10 +176,22 @@ def _relations_figure(names: Sequence[str], matrix: Sequence[Sequence[float]]) -
             at = left + column * cell
             parts.append(
                 f'<rect x="{at}" y="{y}" width="{cell}" height="{cell}" fill="#1668a8" fill-opacity="{value:.2f}"/>'
-                f'<text x="{at + cell / 2}" y="{y + 21}" text-anchor="middle">{100 * value:.0f}</text>'
+                f'<text x="{at + cell / 2}" y="{y + 21}" text-anchor="middle"{_on(value)}>{100 * value:.0f}</text>'
             )
     size = len(matrix) * cell
     return _figure("percent", "".join(parts), width=left + size + 60, height=top + size + 4)
+
+
+def _on(share: float) -> str:
+    """White letters where the cell behind them is dark."""
+    return ' style="fill:#fff"' if share > _DARK else ""
+
+
+def _leanings(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [
+        f"<p>{_escaped(name)} leans, besides, on what {_escaped(each['other'])} finds, with a weight of {each['weight']:.2f}.</p>"
+        for name, each in found.items()
+    ]
 
 
 def _study(runs: Sequence[Run]) -> list[str]:

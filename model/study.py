@@ -22,7 +22,7 @@ from model.checkpoint import Checkpoints
 from model.dataset import DataError, Labels, Rows, build_vocabulary, folds_by_title, labels_of, read_rows
 from model.features import FeatureExtractor, Tokens
 from model.fit import fit, task_logits
-from model.linear_start import linear_models, text_matrix
+from model.linear_models import linear_models, text_matrix
 from model.network import Network
 from model.prepare import Part, prepared
 from model.study_runs import Run

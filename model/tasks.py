@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from model.bundle import Manifest, TaskKind, TaskSpec
 from model.features import FeatureSettings
@@ -65,10 +66,11 @@ class TaskEntry(_Part):
         scale: for `regression`, what is learned: the number, its logarithm, or a rank as a score in 0..1.
         value_bands: for `regression`, edges between bands: the head learns the band, too, and the value given lies in the
             most probable one.
+        leans_on: for `single`, a multi-label task of the same sets whose labels say much of this one's, see leaning.py.
         weight: of the task's loss.
         shapes_representation: False lets the task read the shared representation without changing it, for labels that
             are mostly noise.
-        start_c, start_alpha: regularisation of its linear model, see linear_start.py; C of the SVM, alpha of the ridge.
+        start_c, start_alpha: regularisation of its linear model, see linear_models.py; C of the SVM, alpha of the ridge.
         start_share: how much of the start's limited rank it may claim.
     """
 
@@ -82,6 +84,7 @@ class TaskEntry(_Part):
     rank_within: str | None = None
     value_bands: tuple[float, ...] = ()
     asked_only_where_missing: bool = False
+    leans_on: str | None = None
     weight: float = Field(default=1.0, gt=0)
     shapes_representation: bool = True
     start_c: float = Field(default=0.3, gt=0)
@@ -114,7 +117,7 @@ class TrainingSettings(_Part):
         cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
         cover_dropout, text_dropout: how often a row's cover, and all of its text, is hidden: a cover learns to stand alone, and
             a listing that says nothing gets the priors.
-        folds: the start is fitted as often again, each time without a part of the rows, see linear_start.py.
+        folds: the start is fitted as often again, each time without a part of the rows, see linear_models.py.
     """
 
     table_rows: int = Field(default=150_000, ge=16)
@@ -159,9 +162,33 @@ class TaskFile(_Part):
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         names = [task.name for task in self.task]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"task: the name {twice[0]} occurs twice")
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise _at(place, "name", f"the name {name} occurs twice", found=name)
         return self
+
+    @model_validator(mode="after")
+    def _leans_on_what_is_there(self) -> Self:
+        for place, task in enumerate(self.task):
+            if task.leans_on is None:
+                continue
+            fit = [
+                each.name for each in self.task
+                if task.kind == "single" and each.kind == "multi" and set(each.sets) == set(task.sets)
+                and not {task.field, each.field} & set(INPUT_FIELDS)
+            ]  # fmt: skip
+            if task.leans_on not in fit:
+                here = f"here {', '.join(fit)}" if fit else "here none"
+                message = (
+                    f"expected for a single-label task a multi-label one of the same sets, no field of which is an input: {here}"
+                )
+                raise _at(place, "leans_on", message, found=task.leans_on)
+        return self
+
+
+def _at(task: int, field: str, message: str, *, found: str) -> PydanticCustomError:
+    """An error that only several tasks together can have, with its place in the file."""
+    return PydanticCustomError("task_file", "{message}", {"message": message, "place": ("task", task, field), "found": found})
 
 
 def load_task_file(path: Path) -> TaskFile:
@@ -179,8 +206,10 @@ def load_task_file(path: Path) -> TaskFile:
         raise TaskFileError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where, line = _place(first["loc"], text)
-        raise TaskFileError(f"{path}:{line}: {where}: {first['msg']}; found {str(first['input'])[:80]}") from error
+        context = first.get("ctx", {})
+        where, line = _place(context.get("place", first["loc"]), text)
+        found = str(context.get("found", first["input"]))[:80]
+        raise TaskFileError(f"{path}:{line}: {where}: {first['msg']}; found {found}") from error
 
 
 def _place(location: tuple[int | str, ...], text: str) -> tuple[str, int]:

@@ -22,14 +22,15 @@ import torch
 
 from model.baseline import baseline
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
-from model.calibrate import Calibration, calibrate
+from model.calibrate import Calibration
 from model.checkpoint import Checkpoints
 from model.dataset import DataError, Rows, folds_by_title, joined, read_rows
 from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
 from model.export import ServingGraph, difference, export_graph, input_specs, output_specs
 from model.features import FeatureExtractor, Features, FeatureSettings, Vocabulary
 from model.fit import CurvePoint, Trained, fit, task_logits
-from model.linear_start import Recipe
+from model.leaning import Leaning, calibrated
+from model.linear_models import Recipe
 from model.prepare import Prepared, as_served, modelled, part_of, prepared, pruned
 from model.tasks import Task, TaskFile, resolve
 
@@ -54,6 +55,7 @@ class Outcome:
     vocabulary: Vocabulary
     tasks: tuple[Task, ...]
     calibrations: dict[str, Calibration]
+    leanings: dict[str, Leaning]
     train: Rows
     valid: Rows
     baseline: dict[str, dict[str, float]]
@@ -195,13 +197,11 @@ def learned(
     )
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)
-    calibrations = {
-        task.name: calibrate(task, logits[task.name], labels) for task, labels in zip(tasks, begun.valid.labels, strict=True)
-    }
+    calibrations, found = calibrated(tasks, seen.labels, begun.valid.labels, logits)
     return Outcome(
-        graph=ServingGraph(trained.network, begun.table, tasks, calibrations),
-        trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, train=train, valid=valid,
-        baseline=compared, begun=begun, recipes=models.recipes, checkpoints=checkpoints,
+        graph=ServingGraph(trained.network, begun.table, tasks, calibrations, found),
+        trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, leanings=found, train=train,
+        valid=valid, baseline=compared, begun=begun, recipes=models.recipes, checkpoints=checkpoints,
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def refitted(outcome: Outcome, task_file: TaskFile, *, progress: Callable[[str],
     with torch.no_grad():
         network.wide.bias.add_(torch.from_numpy(models.biases[0] - outcome.begun.biases))
     table = models.weights[0].T.astype(np.float32) @ outcome.begun.directions  # [table rows, D]
-    graph = ServingGraph(network, as_served(table), tasks, outcome.calibrations)
+    graph = ServingGraph(network, as_served(table), tasks, outcome.calibrations, outcome.leanings)
     return dataclasses.replace(outcome, graph=graph, vocabulary=vocabulary)
 
 
@@ -292,9 +292,10 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
             for task in outcome.tasks
         },
         "calibration": {
-            name: {"scale": each.scale, "shift": each.shift, "low": each.low, "high": each.high, "bend": each.bend}
+            name: {key: value for key, value in dataclasses.asdict(each).items() if key != "thresholds"}
             for name, each in outcome.calibrations.items()
         },
+        "leanings": {name: {"other": each.other, "weight": each.weight} for name, each in outcome.leanings.items()},
         "kept": outcome.trained.chosen,
         "shares_of_change": outcome.trained.shares,
         "shares_of_cover": outcome.trained.cover_shares,

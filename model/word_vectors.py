@@ -1,7 +1,7 @@
 """What words mean, known from elsewhere: a frozen sentence encoder's vector of each word of the vocabulary.
 
 The sum of a title's word vectors, weighed like its n-grams, says something of titles whose words no training row has. Only
-training asks the encoder; what it adds ends in the same table as everything else (see linear_start.py).
+training asks the encoder; what it adds ends in the same table as everything else (see linear_models.py).
 Source: Yang et al., ACL 2020, arXiv:1907.04307 (Universal Sentence Encoder, 16 languages), as packaged for numpy.
 """
 

@@ -41,6 +41,7 @@ name = "subject"
 kind = "single"
 sets = ["shop"]
 field = "category"
+leans_on = "themes"
 
 [[task]]
 name = "themes"

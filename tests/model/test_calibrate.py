@@ -7,8 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
-from model import metrics  # noqa: E402 - after the check that torch is there
-from model.calibrate import bent, calibrate, in_its_band  # noqa: E402
+from torch.nn import functional  # noqa: E402 - after the check that torch is there
+
+from model import metrics  # noqa: E402
+from model.calibrate import bent, beside_rivals, calibrate, in_its_band  # noqa: E402
 from model.dataset import Labels  # noqa: E402
 from model.evaluate import _regression  # noqa: E402
 from model.tasks import Task, TaskEntry  # noqa: E402
@@ -74,6 +76,26 @@ def test_the_interval_holds_four_of_five_values() -> None:
     assert found.low < found.shift < found.high
     assert ((centre + found.low <= values) & (values <= centre + found.high)).mean() == pytest.approx(0.8, abs=0.01)
     assert (values > centre + found.shift).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_labels_of_which_each_row_has_one_are_surer_beside_unlikely_ones() -> None:
+    """Scores of labels drawn one a row: honest only once each row's are moved together; their order stays."""
+    random = np.random.default_rng(7)
+    scores = (random.normal(size=(6000, 8)) * random.uniform(0.5, 3, size=(6000, 1)) - 2).astype(np.float32)
+    truth = np.eye(8, dtype=np.float32)[[random.choice(8, p=p) for p in softmax(scores)]]
+    labels = [f"label {place}" for place in range(8)]
+    found = calibrate(a_task("multi", *labels), scores[:3000], all_present(truth[:3000]))
+    apart = torch.from_numpy(scores[3000:] * np.float32(found.scale) + np.float32(found.shift))
+    moved = beside_rivals(apart, torch.tensor(found.rivals))
+    np.testing.assert_array_equal(apart.argsort(dim=1), moved.argsort(dim=1))
+    before, after = (functional.binary_cross_entropy_with_logits(each, torch.from_numpy(truth[3000:])) for each in (apart, moved))
+    assert after < 0.97 * before
+
+
+def test_without_a_likely_label_the_sums_stay_finite() -> None:
+    """Scores far below what single precision can exponentiate, and far above."""
+    scores = torch.tensor([[-300.0, -310.0], [300.0, 0.0]])
+    assert torch.isfinite(beside_rivals(scores, torch.tensor([0.5, -0.3, -0.3]))).all()
 
 
 def test_at_its_threshold_every_label_is_as_probable_as_the_others_at_theirs() -> None:

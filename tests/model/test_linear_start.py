@@ -1,55 +1,24 @@
-"""The network's start: linear models, each also without a part of the rows, and their factors."""
+"""The network's start: the linear models' coefficients, factored."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from model.dataset import build_vocabulary, folds_by_title, labels_of, read_rows
 from model.features import FeatureExtractor, FeatureSettings, Tokens
-from model.listing import Listing
 from model.tasks import Task, TaskEntry, resolve
 
 pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model import linear_start
-from model.linear_start import LinearModels, factored, linear_models, text_matrix
+from model.linear_models import LinearModels, linear_models, text_matrix
+from model.linear_start import factored
 from model.table import expanded, quantised
 from model.word_vectors import word_vectors
 
 SUBJECT = TaskEntry(name="subject", kind="single", sets=("shop",), field="category")
-
-
-def test_editions_of_one_title_share_a_fold() -> None:
-    """Case, order and punctuation do not matter, and all folds are used."""
-    listings = [Listing(listing_id=str(n), title=f"Volume {n}") for n in range(300)]
-    folds = folds_by_title(listings, folds=3)
-    again = folds_by_title([Listing(listing_id="other", title=f"volume, {n}!") for n in range(300)], folds=3)
-    np.testing.assert_array_equal(folds, again)
-    assert np.bincount(folds).min() > 60
-
-
-def test_a_row_is_never_judged_by_a_model_that_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decisions of each fold come from a fit on exactly the other rows, and so do the fold's own weights."""
-    task = Task(entry=SUBJECT, labels=("a", "b"))
-    values = np.arange(9) % 2
-    seen: list[int] = []
-
-    def fit(task: Task, matrix: csr_matrix, labels: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        seen.append(len(labels))
-        # The first column of the matrix numbers the rows: a model's weight is the sum of those it saw.
-        total = float(matrix[:, 0].sum())
-        return np.full((2, 2), total, dtype=np.float32), np.zeros(2, dtype=np.float32)
-
-    monkeypatch.setattr(linear_start, "_svm", fit)
-    matrix = csr_matrix(np.stack([np.arange(9.0), np.ones(9)], axis=1))
-    state = linear_start._task_models(task, matrix, values, np.arange(9) % 3, vectors=None, recipe=None)
-    assert seen == [9, 6, 6, 6]
-    weights = state["weights"].numpy().astype(np.float64)[:, 0, 0]
-    unseen = [36 - sum(n for n in range(9) if n % 3 == fold) for fold in range(3)]
-    np.testing.assert_allclose(weights[1:] / weights[0], np.array(unseen) / 36, rtol=2e-3)
 
 
 def test_the_factors_give_back_the_decisions(shop: Path) -> None:
@@ -111,24 +80,3 @@ def test_four_bits_are_shared_out_among_small_and_large_directions(monkeypatch: 
     left = rare_and_common(monkeypatch, width=16, _TRADED=0.0)
     assert traded[:8].min() > 0.9
     assert (1 - traded[:10]).sum() < (1 - left[:10]).sum() / 2
-
-
-def test_words_have_the_vectors_of_what_they_mean() -> None:
-    """Whole words and Chinese n-grams have one of length 1; near meanings are nearer than far ones; the rest have none."""
-    settings = FeatureSettings()
-    titles = ["Bread soup algebra", "soup bread algebra", "汤 面包 代数", "代数 汤 面包"]
-    listings = [Listing(listing_id=str(n), title=title, publisher="Soup Press") for n, title in enumerate(titles)]
-    vocabulary = build_vocabulary(listings * 2, settings)
-    vectors = word_vectors(listings, vocabulary, settings, progress=lambda line: None)
-    lengths = np.linalg.norm(vectors, axis=1)
-    has_one = lengths > 0
-    np.testing.assert_allclose(lengths[has_one], 1, atol=1e-3)
-
-    def of(word: str) -> NDArray[np.float32]:
-        tokens = FeatureExtractor(settings, vocabulary).tokens([Listing(listing_id="one", title=word)])
-        return vectors[tokens.ids[has_one[tokens.ids]]].sum(axis=0)
-
-    assert of("soup") @ of("bread") > of("soup") @ of("algebra")
-    assert of("代数") @ of("algebra") / np.linalg.norm(of("代数")) > of("代数") @ of("bread") / np.linalg.norm(of("代数"))
-    assert has_one.sum() == 3 + len({"汤", "面", "包", "面包", "代", "数", "代数"})
-    assert not has_one[0]

@@ -64,12 +64,18 @@ def test_price_bands_are_named_by_currency_and_edges() -> None:
         (("field = \"tags\"", "feild = \"tags\""), r"tasks.toml:\d+: task 2, (field|feild): "),
         (("bands = { EUR = [10, 20] }", "bands = { EUR = [20, 10] }"), r"task 4: .*ascending edges"),
         (("bands = { EUR = [10, 20] }", ""), r"task 4: .*expected edges by currency for an ordinal task"),
-        (("name = \"themes\"", "name = \"subject\""), r"the name subject occurs twice"),
+        (("name = \"themes\"", "name = \"subject\""), r"tasks.toml:\d+: task 2, name: .* occurs twice; found subject"),
+        (("leans_on = \"themes\"", "leans_on = \"theme\""), r"tasks.toml:\d+: task 1, leans_on: .*: here themes; found theme"),
+        (("leans_on = \"themes\"", "leans_on = \"publisher\""), r"task 1, leans_on: .*: here themes; found publisher"),
+        (("field = \"publisher\"", "field = \"publisher\"\nleans_on = \"themes\""), r"task 3, leans_on: .*: here none"),
         (("epochs = 12", "epochs = 0"), r"tasks.toml:10: training.epochs: .*; found 0"),
         (("[training]", "[training"), r"tasks.toml: not TOML: .*line 5"),
         (("asked_only_where_missing = true", "asked_only_where_missing = true\nscale = \"log\""), "for a regression only"),
     ],
-    ids=["kind", "missing", "misspelt", "band order", "no bands", "twice", "setting", "syntax", "scale"],
+    ids=[
+        "kind", "missing", "misspelt", "band order", "no bands", "twice", "leans on nothing", "leans on single", "leans on input",
+        "setting", "syntax", "scale",
+    ],
 )  # fmt: skip
 def test_a_wrong_task_file_is_answered_with_the_place_and_the_fault(
     tmp_path: Path, change: tuple[str, str], message: str
