@@ -34,6 +34,7 @@ _STRAIGHT = (0.0, 0.0, 0.0)
 # No bend, and no rivals, count as so many rows: where all rows were right, nothing is known of those that look uncertain.
 _PRIOR_ROWS = 10.0
 _PROBABILITY_MIN = 1e-6
+_STRONG = 9.0  # as a score, a label that is all but sure
 _BAND_SHARPNESS = 20.0
 _THRESHOLDS = np.linspace(0.05, 0.85, 81)
 _NEWTON_STEPS = 15
@@ -83,7 +84,7 @@ def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibr
         scale, shift = _platt(own, values)
         scores = own * np.float32(scale) + np.float32(shift)
         rivals = _rivals(scores, values)
-        scores = beside_rivals(torch.from_numpy(scores), torch.tensor(rivals)).numpy()
+        scores = beside_own(torch.from_numpy(scores), torch.tensor(rivals)).numpy()
         return Calibration(scale=scale, shift=shift, rivals=rivals, thresholds=_thresholds(scores, values))
     scale = _inverse_temperature(own, values, groups=list(task.groups.values()))
     return Calibration(scale=scale, bend=_bend(own * np.float32(scale), values) if task.entry.kind == "single" else _STRAIGHT)
@@ -117,13 +118,22 @@ def _bend(scores: NDArray[np.float32], values: NDArray[np.int64]) -> tuple[float
     return constant, linear, square
 
 
-def beside_rivals(scores: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
-    """Scores float32 [B, labels] after scale and shift, as `Calibration.rivals`, here a tensor [3], says."""
-    constant, by_count, by_strength = rivals.unbind()
-    count = scores.sigmoid().sum(dim=1, keepdim=True).clamp(min=_PROBABILITY_MIN)  # [B, 1]
-    most = scores.amax(dim=1, keepdim=True)  # [B, 1], taken out so that half precision holds the exponentials
-    strength = most + (scores - most).exp().sum(dim=1, keepdim=True).log()  # [B, 1]
-    return scores + (constant + by_count * count.log() + by_strength * strength)
+def beside_rivals(scores: torch.Tensor, rivals: torch.Tensor, task_of: torch.Tensor) -> torch.Tensor:
+    """Scores float32 [B, labels] of one or more multi tasks, after scale and shift, as `Calibration.rivals` says.
+
+    Args:
+        rivals: float32 [tasks, 3]; task_of: float32 [labels, tasks], 1 where a label is a task's.
+    """
+    constant, by_count, by_strength = rivals.unbind(dim=1)  # [tasks]
+    counts = (scores.sigmoid() @ task_of).clamp(min=_PROBABILITY_MIN).log()  # [B, tasks]
+    # Cut, so that half precision holds the sums.
+    strengths = (scores.clamp(max=_STRONG).exp() @ task_of).clamp(min=_PROBABILITY_MIN).log()  # [B, tasks]
+    return scores + (constant + by_count * counts + by_strength * strengths) @ task_of.T
+
+
+def beside_own(scores: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
+    """As `beside_rivals`, of one task, whose rivals are a tensor [3]."""
+    return beside_rivals(scores, rivals.unsqueeze(0), torch.ones(scores.shape[1], 1))
 
 
 def _rivals(scores: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[float, float, float]:
@@ -132,7 +142,7 @@ def _rivals(scores: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[f
     parameters = torch.zeros(3, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        losses = functional.binary_cross_entropy_with_logits(beside_rivals(inputs, parameters), truth, reduction="none")
+        losses = functional.binary_cross_entropy_with_logits(beside_own(inputs, parameters), truth, reduction="none")
         return losses.sum(dim=1).mean() + _PRIOR_ROWS * parameters.square().sum() / len(values)
 
     minimise([parameters], loss, iterations_max=60)

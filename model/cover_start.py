@@ -46,12 +46,13 @@ def learn_covers(
     with_cover = index[rows.cover_of[index] >= 0]
     state = None if checkpoints is None else checkpoints.load("covers")
     if state is not None:
-        trained.load_state_dict(state)
+        trained.load_state_dict(state["weights"])
+        torch.set_rng_state(state["torch_random"])  # what follows draws as it would have without an interruption
     elif epochs and len(with_cover) > 1:
         _train(network, rows, labels, tasks, with_cover, trained=trained, epochs=epochs, random=np.random.default_rng(seed))
         _centre(network, rows.covers[rows.cover_of[with_cover]])
         if checkpoints is not None:
-            checkpoints.save("covers", trained.state_dict())
+            checkpoints.save("covers", {"weights": trained.state_dict(), "torch_random": torch.get_rng_state()})
     trained.requires_grad_(False)
 
 

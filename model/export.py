@@ -22,9 +22,9 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers dequa
 from torch.nn import functional
 
 from model.bundle import TensorSpec
-from model.calibrate import Calibration, bend_factors, in_its_band
+from model.calibrate import Calibration, bend_factors, beside_rivals, in_its_band
 from model.features import Features, FeatureSettings
-from model.leaning import Leaning, probabilities_of
+from model.leaning import Leaning
 from model.network import Network
 from model.table import DIGIT_BITS, DIGITS, MIDDLE, quantised
 from model.tasks import Task
@@ -66,6 +66,12 @@ class ServingGraph(nn.Module):
         self._bent = [task.name for task, one in zip(tasks, plain, strict=True) if any(one.bend)]
         self.register_buffer("bends", torch.tensor([calibrations[name].bend for name in self._bent]).reshape(-1, 3))  # [bent, 3]
 
+        multi = [task for task in tasks if task.entry.kind == "multi"]
+        self._multi = [task.name for task in multi]
+        self.register_buffer("rivals", torch.tensor([calibrations[name].rivals for name in self._multi]).reshape(-1, 3))
+        owner = torch.repeat_interleave(torch.tensor([task.width for task in multi], dtype=torch.int64))
+        self.register_buffer("task_of_label", torch.eye(len(multi))[owner])  # [labels, multi]
+
     def forward(self, token_ids: Tensor, token_weights: Tensor, cover: Tensor, cover_present: Tensor) -> tuple[Tensor, ...]:
         """Args as in `Features`; returns the tasks' outputs in their order, then the embedding.
 
@@ -92,8 +98,7 @@ class ServingGraph(nn.Module):
         """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""
         scores = logits * self.get_buffer("scale_of_column") + self.get_buffer("shift_of_column")  # [B, K]
         parts = self.network.split(scores)
-        multi = [task.name for task in self._tasks if task.entry.kind == "multi"]
-        found = {name: probabilities_of(parts[name], self._calibrations[name]) for name in multi}
+        found = self._several(parts)
         for name, leaning in self._leanings.items():
             parts[name] = parts[name] + self._calibrations[name].scale * leaning.said(found[leaning.other])
         parts |= self._straightened({name: parts[name] for name in self._bent})
@@ -101,6 +106,16 @@ class ServingGraph(nn.Module):
             if task.name not in found:
                 found[task.name] = _answer(task, parts[task.name], self._calibrations[task.name])
         return [found[task.name] for task in self._tasks]
+
+    def _several(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The probabilities of all multi-label tasks, made at once."""
+        if not self._multi:
+            return {}
+        moved = beside_rivals(
+            torch.cat([scores[name] for name in self._multi], dim=1), self.get_buffer("rivals"), self.get_buffer("task_of_label")
+        )
+        widths = [scores[name].shape[1] for name in self._multi]
+        return dict(zip(self._multi, torch.split(moved.sigmoid(), widths, dim=1), strict=True))
 
     def _straightened(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `calibrate.bent`, of all tasks that have a bend at once."""

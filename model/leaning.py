@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from model.calibrate import Calibration, beside_rivals, calibrate
+from model.calibrate import Calibration, beside_own, calibrate
 from model.dataset import Labels
 from model.minimise import minimise
 from model.tasks import Task
@@ -45,11 +45,6 @@ class Leaning:
         return self.weight * (probabilities @ torch.from_numpy(self.shares) + _NOTHING).log()
 
 
-def probabilities_of(scores: Tensor, calibration: Calibration) -> Tensor:
-    """A multi-label task's probabilities, of its scores after scale and shift: float32 [B, labels]."""
-    return (beside_rivals(scores, torch.tensor(calibration.rivals)) if any(calibration.rivals) else scores).sigmoid()
-
-
 def calibrated(
     tasks: Sequence[Task], train: Sequence[Labels], valid: Sequence[Labels], logits: Mapping[str, NDArray[np.float32]]
 ) -> tuple[dict[str, Calibration], dict[str, Leaning]]:
@@ -68,7 +63,7 @@ def calibrated(
             bare = Leaning(other, _shares(seen, labels[other][0], width=task.width), weight=1.0)
             calibration = calibrations[other]
             scores = logits[other] * np.float32(calibration.scale) + np.float32(calibration.shift)
-            said = bare.said(probabilities_of(torch.from_numpy(scores), calibration)).numpy()
+            said = bare.said(beside_own(torch.from_numpy(scores), torch.tensor(calibration.rivals)).sigmoid()).numpy()
             found[task.name] = dataclasses.replace(bare, weight=_likeliest_weight(moved, said, own))
             moved = (moved + found[task.name].weight * said).astype(np.float32)
         calibrations[task.name] = calibrate(task, moved, own)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the train extra is not installed")
 from torch.nn import functional  # noqa: E402 - after the check that torch is there
 
 from model import metrics  # noqa: E402
-from model.calibrate import bent, beside_rivals, calibrate, in_its_band  # noqa: E402
+from model.calibrate import bent, beside_own, beside_rivals, calibrate, in_its_band  # noqa: E402
 from model.dataset import Labels  # noqa: E402
 from model.evaluate import _regression  # noqa: E402
 from model.tasks import Task, TaskEntry  # noqa: E402
@@ -86,16 +86,25 @@ def test_labels_of_which_each_row_has_one_are_surer_beside_unlikely_ones() -> No
     labels = [f"label {place}" for place in range(8)]
     found = calibrate(a_task("multi", *labels), scores[:3000], all_present(truth[:3000]))
     apart = torch.from_numpy(scores[3000:] * np.float32(found.scale) + np.float32(found.shift))
-    moved = beside_rivals(apart, torch.tensor(found.rivals))
+    moved = beside_own(apart, torch.tensor(found.rivals))
     np.testing.assert_array_equal(apart.argsort(dim=1), moved.argsort(dim=1))
     before, after = (functional.binary_cross_entropy_with_logits(each, torch.from_numpy(truth[3000:])) for each in (apart, moved))
     assert after < 0.97 * before
 
 
+def test_several_tasks_at_once_are_each_beside_their_own_labels() -> None:
+    """As the graph does it: the same as one after the other."""
+    scores = torch.from_numpy(np.random.default_rng(8).normal(size=(50, 7)).astype(np.float32))
+    rivals = torch.tensor([[0.4, -0.3, -0.3], [0.8, 0.1, 0.2]])
+    task_of = torch.eye(2)[[0, 0, 0, 1, 1, 1, 1]]
+    apart = [beside_own(part, own) for part, own in zip(torch.split(scores, [3, 4], dim=1), rivals, strict=True)]
+    np.testing.assert_allclose(beside_rivals(scores, rivals, task_of), torch.cat(apart, dim=1), atol=1e-5)
+
+
 def test_without_a_likely_label_the_sums_stay_finite() -> None:
     """Scores far below what single precision can exponentiate, and far above."""
     scores = torch.tensor([[-300.0, -310.0], [300.0, 0.0]])
-    assert torch.isfinite(beside_rivals(scores, torch.tensor([0.5, -0.3, -0.3]))).all()
+    assert torch.isfinite(beside_own(scores, torch.tensor([0.5, -0.3, -0.3]))).all()
 
 
 def test_at_its_threshold_every_label_is_as_probable_as_the_others_at_theirs() -> None:

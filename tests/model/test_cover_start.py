@@ -64,13 +64,15 @@ def test_covers_learn_to_stand_alone_and_a_task_takes_of_them_what_helps(shop_of
 
 
 def test_what_was_learned_of_covers_is_taken_up_again(shop_of_covers: tuple[Rows, list[Task]], tmp_path: Path) -> None:
-    """An interrupted training does not look at every cover anew, and has the same branch."""
+    """An interrupted training does not look at every cover anew, has the same branch, and draws on as it would have."""
     rows, tasks = shop_of_covers
     labels, index = [labels_of(task, rows) for task in tasks], np.arange(40)
     kept = Checkpoints(tmp_path / "kept", {})
     first, second = a_network(tasks), a_network(tasks)
     learn_covers(first, rows, labels, tasks, epochs=2, seed=0, index=index, checkpoints=kept)
+    drawn = torch.rand(3)
     learn_covers(second, rows, labels, tasks, epochs=10_000, seed=0, index=index, checkpoints=kept)
+    assert torch.equal(torch.rand(3), drawn)
     assert torch.equal(cover_features(first, rows.covers), cover_features(second, rows.covers))
 
 

@@ -8,8 +8,9 @@ pytest.importorskip("torch", reason="the train extra is not installed")
 
 import torch
 
+from model.calibrate import beside_own
 from model.dataset import Labels
-from model.leaning import Leaning, calibrated, probabilities_of
+from model.leaning import Leaning, calibrated
 from model.tasks import Task, TaskEntry
 
 TOPICS = tuple(f"topic {place}" for place in range(6))
@@ -47,7 +48,7 @@ def before_and_after(*, telling: bool) -> tuple[float, float, Leaning]:
     (truth, _), logits = a_part(rows=600, seed=3, telling=telling)
     other = calibrations["topics"]
     scores = torch.from_numpy(logits["topics"] * np.float32(other.scale) + np.float32(other.shift))
-    said = leanings["group"].said(probabilities_of(scores, other)).numpy()
+    said = leanings["group"].said(beside_own(scores, torch.tensor(other.rivals)).sigmoid()).numpy()
     return right(logits["group"], truth), right(logits["group"] + said, truth), leanings["group"]
 
 
