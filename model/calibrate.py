@@ -13,6 +13,7 @@ is likelier than it looks, and where much is, less likely. So each row's scores 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from model.minimise import minimise
 from model.tasks import Task
 
 _TEMPERATURES = np.geomspace(0.05, 8.0, 240)  # an SVM's margins want far below 1
-_INTERVAL = (0.10, 0.50, 0.90)
+_INTERVAL, _MIDDLE = (0.10, 0.90), 0.50
 _SLOPES = (0.1, 1.5)
 _SPREAD_MIN = 1e-9
 _OFF_AN_EDGE = 1e-4
@@ -76,18 +77,28 @@ def calibrate(task: Task, logits: NDArray[np.float32], labels: Labels) -> Calibr
     if not len(rows):
         return Calibration(thresholds=(0.5,) * (task.width if task.entry.kind == "multi" else 0))
     own, values = logits[rows], labels.values[rows]
+    scale, shift = scale_and_shift(task, own, values)
     if task.entry.kind == "regression":
-        scale = _slope(own[:, 0].astype(np.float64), values.astype(np.float64))
-        low, middle, high = np.quantile(values - own[:, 0] * scale, _INTERVAL)
-        return Calibration(scale=scale, shift=float(middle), low=float(low), high=float(high))
+        low, high = np.quantile(values - own[:, 0] * scale, _INTERVAL)
+        return Calibration(scale=scale, shift=shift, low=float(low), high=float(high))
+    scores = own * np.float32(scale) + np.float32(shift)
     if task.entry.kind == "multi":
-        scale, shift = _platt(own, values)
-        scores = own * np.float32(scale) + np.float32(shift)
         rivals = _rivals(scores, values)
         scores = beside_own(torch.from_numpy(scores), torch.tensor(rivals)).numpy()
         return Calibration(scale=scale, shift=shift, rivals=rivals, thresholds=_thresholds(scores, values))
-    scale = _inverse_temperature(own, values, groups=list(task.groups.values()))
-    return Calibration(scale=scale, bend=_bend(own * np.float32(scale), values) if task.entry.kind == "single" else _STRAIGHT)
+    return Calibration(scale=scale, bend=_bend(scores, values) if task.entry.kind == "single" else _STRAIGHT)
+
+
+def scale_and_shift(task: Task, logits: NDArray[np.float32], values: NDArray[Any]) -> tuple[float, float]:
+    """The calibration's first step alone, of rows that all have a label; without any it changes nothing."""
+    if not len(values):
+        return 1.0, 0.0
+    if task.entry.kind == "regression":
+        scale = _slope(logits[:, 0].astype(np.float64), values.astype(np.float64))
+        return scale, float(np.quantile(values - logits[:, 0] * scale, _MIDDLE))
+    if task.entry.kind == "multi":
+        return _platt(logits, values)
+    return _inverse_temperature(logits, values, groups=list(task.groups.values())), 0.0
 
 
 def bend_factors(most: torch.Tensor, bends: torch.Tensor) -> torch.Tensor:

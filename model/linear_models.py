@@ -28,7 +28,7 @@ from sklearn.svm import LinearSVC
 from torch.nn import functional
 
 from model import metrics
-from model.calibrate import calibrate
+from model.calibrate import scale_and_shift
 from model.checkpoint import Checkpoints
 from model.dataset import FAMILY_OF_FIELD, Labels
 from model.features import Tokens
@@ -184,8 +184,8 @@ def _recipe(task: Task, values: NDArray[Any], unseen: NDArray[np.float32], by_wo
         scores = [metrics.score(task.entry.kind, (unseen + each * by_words) * _margin(task), values)[1] for each in _RATIOS]
         ratio = _RATIOS[int(np.argmax(scores))]
         unseen = unseen + np.float32(ratio) * by_words
-    calibration = calibrate(task, unseen, Labels(values=values, present=np.ones(len(values), dtype=np.bool_)))
-    return Recipe(ratio=ratio, scale=calibration.scale, shift=calibration.shift)
+    scale, shift = scale_and_shift(task, unseen, values)
+    return Recipe(ratio=ratio, scale=scale, shift=shift)
 
 
 def _out_of_fold(
