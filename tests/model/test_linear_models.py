@@ -1,11 +1,13 @@
 """Linear models of the tasks: each also without a part of the rows, over n-grams as they are, by evidence, and by meaning."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from model.dataset import build_vocabulary, folds_by_title
+from model.dataset import build_vocabulary, folds_by_beginning, folds_by_title
 from model.features import FeatureExtractor, FeatureSettings
 from model.listing import Listing
 from model.tasks import Task, TaskEntry
@@ -19,13 +21,31 @@ SUBJECT = TaskEntry(name="subject", kind="single", sets=("shop",), field="catego
 Model = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
+def listings_of(titles: Iterable[str]) -> list[Listing]:
+    return [Listing(listing_id="any", title=title) for title in titles]
+
+
 def test_editions_of_one_title_share_a_fold() -> None:
     """Case, order and punctuation do not matter, and all folds are used."""
-    listings = [Listing(listing_id=str(n), title=f"Volume {n}") for n in range(300)]
-    folds = folds_by_title(listings, folds=3)
-    again = folds_by_title([Listing(listing_id="other", title=f"volume, {n}!") for n in range(300)], folds=3)
+    folds = folds_by_title(listings_of(f"Volume {n}" for n in range(300)), folds=3)
+    again = folds_by_title(listings_of(f"volume, {n}!" for n in range(300)), folds=3)
     np.testing.assert_array_equal(folds, again)
     assert np.bincount(folds).min() > 60
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["The Mirror of Literature, Amusement, and Instruction. Volume 13, No. {}", "Middlemarch (edition {})", "红楼梦：第{}册"],
+)
+def test_volumes_of_a_work_share_a_fold_by_beginning(title: str) -> None:
+    """What is kept out must not be known by the volume before."""
+    assert len(set(folds_by_beginning(listings_of(title.format(n) for n in range(50)), folds=3).tolist())) == 1
+
+
+def test_titles_that_begin_otherwise_use_all_folds() -> None:
+    """One in brackets has no other beginning."""
+    for title in ("{} volumes", "({})"):
+        assert np.bincount(folds_by_beginning(listings_of(title.format(n) for n in range(300)), folds=3)).min() > 60
 
 
 def test_a_row_is_never_judged_by_a_model_that_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:
