@@ -1,14 +1,17 @@
 """The network: a listing's tokens and cover to one shared representation, and from it to every task.
 
     token ids, weights ─ table ─ weighted sum ─┬───────────────────────────────────────── wide logits ──┐
-                                               └ projection ┐                                           +─ logits of each task
-    cover ─ convolutions ─ pooling ─ fully connected ─┬ gate ┴ hidden ─ embedding ─ views ─ mixtures ───┤
+                                               ├ some tasks' own decisions ─ stack ──────────────────┐  +─ logits of each task
+                                               └ projection ┐                                        │  │
+    cover ─ convolutions ─ pooling ─ fully connected ─┬ gate ┴ hidden ─ embedding ─ views ─ mixtures ┴──┤
                                                       └─────────────────────── cover's logits · shares ─┘
 
 The wide part alone is a linear model of the n-grams, which is what it is started from; the deep part corrects it. In the deep
 part each task makes a view of the embedding and reads a learned mixture of all tasks' views. The cover branch learns to stand
-alone first (cover_start.py); of what it says by itself each task takes a share. Dimensions in the comments: B batch, D table
-width, H hidden width, E embedding width, N tasks, V view width, K columns of all tasks together.
+alone first (cover_start.py); of what it says by itself each task takes a share. A regression with bands knows its value and its
+bands from models apart, each of which tells something of the other: so it also reads both through layers of its own, the stack.
+Dimensions in the comments: B batch, D table width, H hidden width, E embedding width, N tasks, V view width, K columns of all
+tasks together, S columns of the stacked ones.
 """
 
 from collections.abc import Mapping
@@ -23,6 +26,8 @@ _COVER_FEATURES = 96
 _VIEW_WIDTH = 32
 _GATE_WIDTH = 32  # what the cover's gate sees of the text; all of it would be a sixth of the network's work
 _OWN_VIEW = 2.0  # a task begins with about a third of its own view
+_STACK_WIDTH = 128
+_SPREAD_MIN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class Shape:
     Attributes:
         heads: task name to its columns, in the order of the tasks.
         read_only: tasks whose loss does not reach trunk and cover branch.
+        stacked: tasks that also read their own linear decisions through layers of their own.
     """
 
     table_rows: int
@@ -41,10 +47,15 @@ class Shape:
     cover_channels: int
     heads: Mapping[str, int]
     read_only: frozenset[str] = frozenset()
+    stacked: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> int:
         return sum(self.heads.values())
+
+    @property
+    def stacked_columns(self) -> int:
+        return sum(width for name, width in self.heads.items() if name in self.stacked)
 
 
 class CoverBranch(nn.Module):
@@ -74,11 +85,13 @@ class CoverBranch(nn.Module):
 class TaskMixture(nn.Module):
     """Every task reads a mixture of what all tasks see in the embedding; whom it reads, and how much, is learned."""
 
-    def __init__(self, embedding_width: int, heads: Mapping[str, int]) -> None:
+    def __init__(self, embedding_width: int, heads: Mapping[str, int], *, stacked: frozenset[str]) -> None:
         super().__init__()
+        self._stacked = [name in stacked for name in heads]
         self.views = nn.Linear(embedding_width, len(heads) * _VIEW_WIDTH)
         self.scores = nn.Parameter(_OWN_VIEW * torch.eye(len(heads)))
-        self.heads = nn.ModuleList(nn.Linear(_VIEW_WIDTH, width, bias=False) for width in heads.values())
+        read = [_VIEW_WIDTH + _STACK_WIDTH * own for own in self._stacked]
+        self.heads = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(read, heads.values(), strict=True))
         for head in self.heads.parameters():
             nn.init.zeros_(head)  # training begins at the linear model
 
@@ -86,12 +99,16 @@ class TaskMixture(nn.Module):
         """float32 [N, N]: how much of each task's view (column) a task (row) reads; a row sums to 1."""
         return functional.softmax(self.scores, dim=1)
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """float32 [B, E] to the deep part's logits of all tasks, [B, K]."""
+    def forward(self, embedding: Tensor, stack: Tensor | None) -> Tensor:
+        """float32 [B, E], and [B, 128] from the stack where there is one, to the deep part's logits of all tasks, [B, K]."""
         views = functional.relu(self.views(embedding)).reshape(-1, len(self.heads), _VIEW_WIDTH)  # [B, N, V]
         mixed = (self.relations() @ views).flatten(start_dim=1)  # [B, N * V]
-        owns = torch.split(mixed, _VIEW_WIDTH, dim=1)  # N times [B, V]
-        return torch.cat([head(own) for head, own in zip(self.heads, owns, strict=True)], dim=1)  # [B, K]
+        views_of = torch.split(mixed, _VIEW_WIDTH, dim=1)  # N times [B, V]
+        reads = [
+            own if stack is None or not more else torch.cat([own, stack], dim=1)  # [B, V] or [B, V + 128]
+            for own, more in zip(views_of, self._stacked, strict=True)
+        ]
+        return torch.cat([head(own) for head, own in zip(self.heads, reads, strict=True)], dim=1)  # [B, K]
 
 
 class Network(nn.Module):
@@ -102,7 +119,7 @@ class Network(nn.Module):
         self.shape = shape
         d, h, e, k = shape.table_width, shape.hidden_width, shape.embedding_width, shape.columns
         self.cover_branch = CoverBranch(channels=shape.cover_channels, dropout=dropout)
-        self.text_projection = nn.Linear(d, h + _GATE_WIDTH)
+        self.text_projection = nn.Linear(d, h + _GATE_WIDTH + shape.stacked_columns)
         self.cover_projection = nn.Linear(_COVER_FEATURES, h)
         self.cover_head = nn.Linear(_COVER_FEATURES, k)
         self.register_buffer("cover_shares", torch.zeros(k))  # [K]
@@ -111,7 +128,11 @@ class Network(nn.Module):
         self.to_embedding = nn.Linear(h, e)
         self.dropout = nn.Dropout(dropout)
         self.wide = nn.Linear(d, k)
-        self.deep = TaskMixture(e, shape.heads)
+        self.deep = TaskMixture(e, shape.heads, stacked=shape.stacked)
+        self.stack = None
+        if shape.stacked:
+            first, second = nn.Linear(shape.stacked_columns, _STACK_WIDTH), nn.Linear(_STACK_WIDTH, _STACK_WIDTH)
+            self.stack = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         shaping = [float(name not in shape.read_only) for name, width in shape.heads.items() for _ in range(width)]
         self.register_buffer("shaping", torch.tensor(shaping), persistent=False)  # [K]
 
@@ -125,8 +146,10 @@ class Network(nn.Module):
         Returns:
             Logits of all tasks side by side, float32 [B, K], and the embedding, float32 [B, E], before normalisation.
         """
-        projected = self.text_projection(text)  # [B, H + 32]
-        fused, asking = torch.split(projected, [self.shape.hidden_width, _GATE_WIDTH], dim=1)  # [B, H], [B, 32]
+        projected = self.text_projection(text)  # [B, H + 32 + S]
+        parts = [self.shape.hidden_width, _GATE_WIDTH, *([self.shape.stacked_columns] if self.stack else [])]
+        fused, asking, *decisions = torch.split(projected, parts, dim=1)  # [B, H], [B, 32], [B, S]
+        stack = self.stack(decisions[0]) if self.stack else None  # [B, 128]
         both = torch.cat([asking, cover_features * cover_present], dim=1)  # [B, 32 + 96]
         gate = torch.sigmoid(self.cover_gate(both)) * cover_present  # [B, H]
         fused = fused + gate * self.cover_projection(cover_features)  # [B, H]
@@ -134,12 +157,29 @@ class Network(nn.Module):
         embedding = self.to_embedding(self.dropout(hidden))  # [B, E]
         inner = self.dropout(functional.relu(embedding))  # [B, E]
         by_cover = self.cover_head(cover_features) * self.get_buffer("cover_shares") * cover_present  # [B, K]
-        logits = self.wide(text) + self.deep(inner) + by_cover  # [B, K]
+        logits = self.wide(text) + self.deep(inner, stack) + by_cover  # [B, K]
         if self.training and self.shape.read_only:
             # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
-            apart = self.wide(text) + self.deep(inner.detach()) + by_cover  # [B, K]
+            apart = self.wide(text) + self.deep(inner.detach(), stack) + by_cover  # [B, K]
             logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
         return logits, embedding
+
+    def begin_stack(self, text: Tensor, present: Mapping[str, Tensor]) -> None:
+        """Makes the stack read the wide part's decisions as they are now, each of mean 0 and spread 1.
+
+        Args:
+            text: float32 [B, D] of some rows; present: bool [B] by task, the rows that have its label.
+        """
+        first, at = 0, self.shape.hidden_width + _GATE_WIDTH
+        with torch.no_grad():
+            for name, width in self.shape.heads.items():
+                columns, first = slice(first, first + width), first + width
+                if name in self.shape.stacked and present[name].any():
+                    decisions = text[present[name]] @ self.wide.weight[columns].T  # [rows, width]
+                    spread = decisions.std(dim=0, correction=0).clamp(min=_SPREAD_MIN)
+                    self.text_projection.weight[at : at + width] = self.wide.weight[columns] / spread[:, None]
+                    self.text_projection.bias[at : at + width] = -decisions.mean(dim=0) / spread
+                at += width * (name in self.shape.stacked)
 
     def split(self, logits: Tensor) -> dict[str, Tensor]:
         """[B, K] to one [B, columns] for each task."""

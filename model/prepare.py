@@ -103,6 +103,7 @@ def prepared(
         cover_channels=task_file.features.cover_channels,
         heads={task.name: task.width for task in tasks},
         read_only=frozenset(task.name for task in tasks if not task.entry.shapes_representation),
+        stacked=frozenset(task.name for task in tasks if task.entry.kind == "regression" and task.edges),
     )
     network = Network(shape, dropout=settings.dropout)
     with torch.no_grad():
@@ -113,10 +114,13 @@ def prepared(
         network, train.rows, train.labels, tasks, epochs=settings.cover_epochs, seed=seed, index=rows, checkpoints=checkpoints
     )
     unseen = np.zeros(len(valid.rows), dtype=np.int64)
+    examples = _examples(network, train, block_sums(train.tokens, start.fold_tables, folds))
+    present = {task.name: torch.from_numpy(own.present) for task, own in zip(tasks, train.labels, strict=True)}
+    network.begin_stack(examples.sums.sum(dim=1, dtype=torch.float32), present)
     return Prepared(
         network,
         table,
-        train=_examples(network, train, block_sums(train.tokens, start.fold_tables, folds)),
+        train=examples,
         valid=_examples(network, valid, block_sums(valid.tokens, table[None], unseen)),
         directions=start.directions,
         biases=start.head_bias,

@@ -195,14 +195,18 @@ def _leanings(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _study(runs: Sequence[Run]) -> list[str]:
-    """Together against alone: a table and a bar for each task and share of labels."""
-    if not runs:
-        return []
+    """Together against alone; studies of different data or task files, which cannot be compared, one after the other."""
+    recipes = dict.fromkeys(run.recipe for run in runs)
+    return [line for recipe in recipes for line in _study_of(recipe, [run for run in runs if run.recipe == recipe])]
+
+
+def _study_of(recipe: str, runs: Sequence[Run]) -> list[str]:
+    """A table and a bar for each task and share of labels."""
     found = gains(runs)
     whole = [each.gain for each in found if each.share == 1.0]
     seeds = len({run.seed for run in runs})
     lines = [
-        "<h2>Together against alone</h2>",
+        f"<h2>Together against alone <small>({_escaped(recipe)})</small></h2>",
         f"<p>One network for all tasks against one for each, {seeds} seeds; the gain is relative to alone, ± half of its 95 % "
         f"interval. Δm with all labels: {100 * sum(whole) / max(len(whole), 1):+.2f} % over {len(whole)} tasks.",
     ]
