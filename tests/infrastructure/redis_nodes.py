@@ -164,11 +164,13 @@ class RedisCluster:
         return next(node for node in self.nodes if node.address.endswith(f":{port}"))
 
     def is_whole(self) -> bool:
-        """All nodes run and see all slots served."""
+        """All nodes run, know each other and see all slots served."""
+        whole = b"cluster_state:ok", f"cluster_known_nodes:{len(self.nodes)}".encode()
         try:
-            return all(b"cluster_state:ok" in _bytes(self.ask(node, "CLUSTER INFO")) for node in self.nodes)
+            infos = [_bytes(self.ask(node, "CLUSTER INFO")) for node in self.nodes]
         except redis.RedisError:
             return False
+        return all(each in info for info in infos for each in whole)
 
     def revive(self) -> None:
         """All nodes answer and the cluster is whole, whatever was done to it. Raises: ServerError."""

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 READY_SECONDS_MAX = 90.0
+_PORTS = range(20_000, 32_000)  # from 32768 on the kernel hands ports to outgoing connections
 
 
 class ServerError(Exception):
@@ -161,15 +162,21 @@ class RegistryServer(Server):
             return str(error)
 
 
+_handed_out: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody listens on, below 32768: from there on the kernel hands ports to outgoing connections, which
-    could take ours while a test has its server stopped.
+    """A port that nobody listens on, and that this run was not given before: its server may not have started yet, or be
+    stopped by a test. Below 32768, where no outgoing connection takes it meanwhile.
+
+    Raises: ServerError.
     """
     for _ in range(200):
-        port = random.randrange(20_000, 32_000)
-        if not _is_taken(port):
+        port = random.choice(_PORTS)
+        if port not in _handed_out and not _is_taken(port):
+            _handed_out.add(port)
             return port
-    raise ServerError("no free port found between 20000 and 32000 in 200 tries")
+    raise ServerError(f"no free port found between {_PORTS.start} and {_PORTS.stop} in 200 tries")
 
 
 def _is_taken(port: int) -> bool:
