@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Together against alone for one task and share: mean relative gain over seeds and half of its 95 % interval."""
+    """Together against alone for one task and share: mean relative gain over so many seeds and half of its 95 % interval."""
 
     task: str
     share: float
@@ -56,6 +56,7 @@ class Gain:
     alone: float
     gain: float
     half_width: float
+    seeds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def gains(runs: Sequence[Run]) -> list[Gain]:
         half_width = float("nan")
         if len(both) > 1:
             half_width = float(student.ppf((1 + _CONFIDENCE) / 2, len(both) - 1) * relative.std(ddof=1) / np.sqrt(len(both)))
-        found.append(Gain(task, share, float(together.mean()), float(alone.mean()), float(relative.mean()), half_width))
+        found.append(
+            Gain(task, share, float(together.mean()), float(alone.mean()), float(relative.mean()), half_width, len(both))
+        )
     return found
 
 

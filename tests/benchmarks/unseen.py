@@ -49,15 +49,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     task_file = load_task_file(arguments.tasks)
-    train, valid = (
-        read_rows([DATA / name for name in SETS], part=part, settings=task_file.features) for part in ("train", "valid")
-    )
-    part = folds_by_beginning(train.listings, folds=PARTS)
-    held, others = some_of(train, np.flatnonzero(part == 0)), some_of(train, np.flatnonzero(part != 0))
+    _, valid, held, others = parts_of_data(task_file)
     outcome = learned(others, valid, task_file, seed=arguments.seed, unfinished=arguments.kept, progress=print)
     bare = dataclasses.replace(held, cover_of=np.full(len(held), UNLABELLED))
     ours, without_covers = (judged(outcome, rows, task_file) for rows in (held, bare))
     show(ours, without_covers, compared(outcome, held, task_file, kept=arguments.kept), rows=len(held))
+
+
+def parts_of_data(task_file: TaskFile) -> tuple[Rows, Rows, Rows, Rows]:
+    """`train`, `valid`, the seventh of `train` that is kept out, and the rest of it."""
+    train, valid = (
+        read_rows([DATA / name for name in SETS], part=part, settings=task_file.features) for part in ("train", "valid")
+    )
+    part = folds_by_beginning(train.listings, folds=PARTS)
+    return train, valid, some_of(train, np.flatnonzero(part == 0)), some_of(train, np.flatnonzero(part != 0))
 
 
 def some_of(rows: Rows, index: NDArray[np.int64]) -> Rows:

@@ -20,6 +20,7 @@ def test_an_interval_of_two_seeds_is_wide() -> None:
     pytest.importorskip("scipy", reason="the train extra is not installed")
     scores = [("together", 0, 0.5), ("together", 1, 0.6), ("alone", 0, 0.5), ("alone", 1, 0.5), ("alone", 2, 0.4)]
     (found,) = gains([run(*each) for each in scores])
+    assert found.seeds == 2
     np.testing.assert_allclose((found.together, found.alone, found.gain, found.half_width), (0.55, 0.5, 0.1, 1.27062), rtol=1e-5)
 
 
