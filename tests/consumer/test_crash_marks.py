@@ -6,7 +6,8 @@ import pytest
 
 from consumer.crash_marks import CrashMarks
 from consumer.errors import DependencyUnavailable
-from tests.journey.running import free_port, reader_of
+from tests.infrastructure.servers import free_port
+from tests.journey.running import reader_of
 
 P0, P1 = ("catalogue.listings", 0), ("catalogue.listings", 1)
 

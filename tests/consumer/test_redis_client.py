@@ -14,9 +14,8 @@ from tests.consumer.test_prediction_store import ENCODER, NOW_MS, novel
 from tests.faults.wire import Wire, port_of
 from tests.infrastructure.choose import Choice
 from tests.infrastructure.redis_nodes import RedisCluster, new_node
-from tests.infrastructure.servers import RedisServer
+from tests.infrastructure.servers import RedisServer, free_port
 from tests.infrastructure.start import started
-from tests.journey.running import free_port
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.journey.running import ROOT, free_port, wait_until
+from tests.infrastructure.servers import free_port
+from tests.journey.running import ROOT, wait_until
 
 _CONFIG = """
 global: {{scrape_interval: {every_s}s, evaluation_interval: {every_s}s}}

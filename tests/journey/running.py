@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from consumer.prediction_store import PredictionStore
 from consumer.records import State
 from consumer.schema_registry import ParsedSchema, SchemaRegistry
 from consumer.settings import Settings, load_settings
+from tests.infrastructure.servers import free_port
 from tests.infrastructure.topics import Topics
 
 DEADLINE_S = 60.0
@@ -40,14 +40,6 @@ def wait_until(holds: Callable[[], bool], what: str, *, deadline_s: float = DEAD
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not so after {deadline_s:g} s")
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def reader_of(redis_url: str) -> Any:

@@ -15,9 +15,10 @@ import pytest
 
 from model.bundle import MANIFEST
 from tests.infrastructure import prometheus
+from tests.infrastructure.servers import free_port
 from tests.journey.prometheus_server import PrometheusServer
 from tests.journey.publishing import publish, send_raw
-from tests.journey.running import ROOT, RunningService, Surroundings, free_port, wait_for_answers, wait_until
+from tests.journey.running import ROOT, RunningService, Surroundings, wait_for_answers, wait_until
 
 pytestmark = pytest.mark.integration
 

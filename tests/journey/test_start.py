@@ -6,8 +6,9 @@ import pytest
 
 from consumer.errors import SettingsError
 from consumer.schemas import ENRICHED_LISTING, LISTING, LISTING_ENVELOPE
+from tests.infrastructure.servers import free_port
 from tests.journey.publishing import publish
-from tests.journey.running import RunningService, Surroundings, free_port, wait_for_answers, wait_until
+from tests.journey.running import RunningService, Surroundings, wait_for_answers, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -22,9 +22,10 @@ from tests.benchmarks.listings import DATA, SETS, real_listings
 from tests.benchmarks.surroundings import own_surroundings
 from tests.consumer.cover_server import CoverServer
 from tests.faults.bundles import point
+from tests.infrastructure.servers import free_port
 from tests.journey.prometheus_server import PrometheusServer
 from tests.journey.publishing import framed, send_raw
-from tests.journey.running import RunningService, Surroundings, free_port, reader_of
+from tests.journey.running import RunningService, Surroundings, reader_of
 
 Reference = dict[str, tuple[float, ...]]
 
