@@ -16,8 +16,9 @@ from model.calibrate import in_its_band
 from model.dataset import Labels, Rows
 from model.evaluate import task_evaluations
 from model.features import Tokens
-from model.linear_models import LinearModels, text_matrix
+from model.linear_models import LinearModels
 from model.tasks import Task
+from model.text_matrix import text_matrix
 
 _THRESHOLDS = np.linspace(0.05, 0.85, 60)
 

@@ -1,8 +1,9 @@
 """Batches for training: what each row's text sums to in the table, fields hidden at random, covers only where there are any.
 
 The table does not change while the network learns, so a row's sum is made once, one for each field that may be hidden: a
-block. Hiding a field leaves out its block, which is what the extractor gives for a listing without the field (weights are
-scaled within a family). A task whose label is read from an input field counts only in rows where that field is hidden.
+block. A field's block is what its tokens change, so leaving it out is what the extractor gives for a listing without the
+field: without authors the title's words grow, too, and no two fields change each other. A task whose label is read from an
+input field counts only in rows where that field is hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from model.dataset import FAMILY_OF_FIELD, Labels, Rows
+from model.dataset import Labels, Rows
 from model.features import Tokens
 from model.losses import Target
 from model.network import Network
 from model.tasks import Task
-from model.text import FAMILIES
+from model.text_matrix import FAMILIES_OF_FIELD, text_matrix, without
 
 # The first block is the title's; then one for each field.
-BLOCK_OF_FIELD = {field: place for place, field in enumerate(FAMILY_OF_FIELD, start=1)}
+BLOCK_OF_FIELD = {field: place for place, field in enumerate(FAMILIES_OF_FIELD, start=1)}
 BLOCKS = 1 + len(BLOCK_OF_FIELD)
 
 
@@ -58,19 +58,18 @@ def block_sums(tokens: Tokens, tables: NDArray[np.float32], table_of: NDArray[np
     Args:
         tables: float32 [tables, table rows, D]; table_of: int64 [rows], through which of them each row is read.
     """
+    table_rows = tables.shape[1]
     sums = torch.zeros(len(tokens.counts), BLOCKS, tables.shape[2], dtype=torch.float16)
-    block_of = np.zeros(len(FAMILIES), dtype=np.int64)
-    for field, family in FAMILY_OF_FIELD.items():
-        block_of[family] = BLOCK_OF_FIELD[field]
-    row = np.repeat(np.arange(len(tokens.counts)), tokens.counts)
-    block = block_of[tokens.families]
-    for place, table in enumerate(tables):
-        for each in range(BLOCKS):
-            own = np.flatnonzero((block == each) & (table_of[row] == place))
-            shape = (len(tokens.counts), len(table))
-            matrix = csr_matrix((tokens.weights[own], (row[own], tokens.ids[own])), shape=shape)
-            filled = np.flatnonzero(np.diff(matrix.indptr))
-            sums[torch.from_numpy(filled), each] = torch.from_numpy((matrix[filled] @ table).astype(np.float16))
+    whole = text_matrix(tokens, table_rows=table_rows, hidden=None)
+    for block, field in enumerate([None, *BLOCK_OF_FIELD]):
+        if field is None:
+            matrix = text_matrix(without(tokens, BLOCK_OF_FIELD), table_rows=table_rows, hidden=None)
+        else:
+            matrix = whole - text_matrix(tokens, table_rows=table_rows, hidden=field)
+        filled = np.diff(matrix.indptr) > 0
+        for place, table in enumerate(tables):
+            own = np.flatnonzero(filled & (table_of == place))
+            sums[torch.from_numpy(own), block] = torch.from_numpy((matrix[own].astype(np.float32) @ table).astype(np.float16))
     return sums
 
 

@@ -30,11 +30,6 @@ _BATCH = 256
 _SUBTITLE = re.compile(r"[:(：（]")
 _WORD = re.compile(r"[^\W_]+")
 _BEGINNING_LETTERS = 40
-# The family whose tokens carry a field, by the field's name.
-FAMILY_OF_FIELD = {
-    name: FAMILIES.index({"authors": "author"}.get(name, name))
-    for name in ("authors", "publisher", "description", "language", "year", "format", "currency")
-}
 
 
 class DataError(ValueError):

@@ -2,7 +2,7 @@
 
 Every field is tokens: n-grams of the texts, and publisher, author, format, language, currency and year as whole tokens. All
 are rows of one embedding table, so a field that is missing is simply absent. Weights are (1 + ln tf)·idf, scaled to length
-one within each family and by the family's weight.
+one within each family and by the family's weight; the words of the title and of the authors' names are scaled together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.cover import InvalidCover, decode_cover
 from model.listing import Listing
-from model.text import FAMILIES, grams_of
+from model.text import AUTHOR, FAMILIES, NAME, WORD, grams_of
 
 __all__ = ["FeatureExtractor", "FeatureSettings", "Features", "InvalidCover", "Vocabulary", "decode_cover"]
 
 PAD_ID = 0
+# The family that each is scaled with, by the scheme of the settings. In the newer, the words of title and names are one text,
+# of which an author of many words is the greater part.
+SCALED_WITH = {
+    scheme: np.array([with_names if family == NAME else family for family in range(len(FAMILIES))])
+    for scheme, with_names in (("grams-1", AUTHOR), ("grams-2", WORD))
+}
+WEIGHED_FAMILIES = tuple(name for family, name in enumerate(FAMILIES) if family != NAME)
 # Listings whose grams are made at once: a batch of the service's default size is one, since numpy's calls cost what a few
 # listings do; small enough for the CPU's caches.
 _CHUNK_LISTINGS = 256
@@ -35,9 +42,9 @@ class FeatureSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scheme: Literal["grams-1"] = "grams-1"  # changes whenever the same text would give other hashes
+    scheme: Literal["grams-1", "grams-2"] = "grams-2"  # changes whenever the same text would give other hashes or weights
     family_weights: dict[str, float] = Field(
-        default_factory=lambda: {name: 0.7 if name in {"author", "description"} else 1.0 for name in FAMILIES}
+        default_factory=lambda: {name: {"word": 1.2, "cjk": 1.2, "description": 0.7}.get(name, 1.0) for name in WEIGHED_FAMILIES}
     )
     tokens_max: int = Field(default=320, ge=1, le=4096)
     title_characters_max: int = Field(default=1_000, ge=1)
@@ -194,12 +201,15 @@ class FeatureExtractor:
     """Listings and covers to `Features`. Holds no state between calls; may be shared by threads."""
 
     def __init__(self, settings: FeatureSettings, vocabulary: Vocabulary) -> None:
-        unknown = set(settings.family_weights) ^ set(FAMILIES)
-        if unknown:
-            raise ValueError(f"family_weights: expected a weight for each of {', '.join(FAMILIES)}; wrong: {sorted(unknown)}")
+        wrong = set(settings.family_weights) ^ set(WEIGHED_FAMILIES)
+        if wrong:
+            expected = ", ".join(WEIGHED_FAMILIES)
+            raise ValueError(f"family_weights: expected a weight for each of {expected}; wrong: {sorted(wrong)}")
         self.settings = settings
         self.vocabulary = vocabulary
-        self._family_weights = np.array([settings.family_weights[name] for name in FAMILIES], dtype=np.float64)
+        self._scaled_with = SCALED_WITH[settings.scheme]
+        weights = [settings.family_weights[FAMILIES[family]] for family in self._scaled_with]
+        self._family_weights = np.array(weights, dtype=np.float64)
 
     def extract(self, listings: Sequence[Listing], covers: Sequence[NDArray[np.uint8] | None]) -> Features:
         """The features of a batch; a row's do not depend on the rows around it.
@@ -241,7 +251,7 @@ class FeatureExtractor:
         rest, family = _divided(keys[begin], families)
         listing, ids = _divided(rest, np.int64(self.vocabulary.rows))
         raw = _LOG_TF[np.minimum(times, len(_LOG_TF)) - 1] * self.vocabulary.idf_by_row[ids]
-        slots = listing * families + family
+        slots = listing * families + self._scaled_with[family]
         # bincount adds in order, so a row's sums do not depend on where it stands in the batch.
         lengths = np.sqrt(np.bincount(slots, weights=raw * raw, minlength=len(listings) * len(FAMILIES)))
         weights = (raw / lengths[slots] * self._family_weights[family]).astype(np.float32)

@@ -30,10 +30,11 @@ from torch.nn import functional
 from model import metrics
 from model.calibrate import scale_and_shift
 from model.checkpoint import Checkpoints
-from model.dataset import FAMILY_OF_FIELD, Labels
+from model.dataset import Labels
 from model.features import Tokens
 from model.minimise import minimise
 from model.tasks import Task
+from model.text_matrix import text_matrix
 
 # A margin of 1 is near certainty for an SVM and near nothing for a softmax.
 _LOGITS_PER_MARGIN = {"single": 4.0, "ordinal": 4.0, "multi": 2.5}
@@ -197,20 +198,6 @@ def _out_of_fold(
         held = folds == fold
         decisions[held] = features[held] @ weights.T.astype(features.dtype) + biases
     return decisions
-
-
-def text_matrix(tokens: Tokens, *, table_rows: int, hidden: str | None) -> csr_matrix:
-    """The rows' weights as a float64 matrix [rows, table rows], one field's tokens left out."""
-    shown = np.ones(len(tokens.ids), dtype=np.bool_)
-    if hidden is not None:
-        shown = tokens.families != FAMILY_OF_FIELD[hidden]
-    row = np.repeat(np.arange(len(tokens.counts)), tokens.counts)
-    counts = np.bincount(row[shown], minlength=len(tokens.counts))
-    pointers = np.concatenate([[0], np.cumsum(counts)])
-    shape = (len(tokens.counts), table_rows)
-    matrix = csr_matrix((tokens.weights[shown].astype(np.float64), tokens.ids[shown], pointers), shape=shape)
-    matrix.sum_duplicates()  # a word of both title and description
-    return matrix
 
 
 def _svms(task: Task, matrix: csr_matrix, values: NDArray[Any]) -> tuple[_Model, _Model]:

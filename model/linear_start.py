@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features import Tokens
-from model.linear_models import LinearModels, text_matrix
+from model.linear_models import LinearModels
 from model.tasks import Task
+from model.text_matrix import text_matrix
 
 # A task with many labels needs more directions; with an exponent of 1 every label would count alike.
 _SHARE_EXPONENT = 0.75

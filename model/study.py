@@ -22,11 +22,12 @@ from model.checkpoint import Checkpoints
 from model.dataset import DataError, Labels, Rows, build_vocabulary, folds_by_title, labels_of, read_rows
 from model.features import FeatureExtractor, Tokens
 from model.fit import fit, task_logits
-from model.linear_models import linear_models, text_matrix
+from model.linear_models import linear_models
 from model.network import Network
 from model.prepare import Part, prepared
 from model.study_runs import Run
 from model.tasks import Task, TaskFile, resolve
+from model.text_matrix import text_matrix
 from model.word_vectors import word_vectors
 
 _TIMED_ROWS, _TIMED_BATCH, _TIMES = 2048, 64, 5

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.bundle import Manifest, TaskKind, TaskSpec
@@ -158,6 +158,14 @@ class TaskFile(_Part):
     features: FeatureSettings = FeatureSettings()
     training: TrainingSettings = TrainingSettings()
     task: tuple[TaskEntry, ...] = Field(min_length=1)
+
+    @field_validator("features")
+    @classmethod
+    def _learn_by_the_newest_scheme(cls, features: FeatureSettings) -> FeatureSettings:
+        newest = FeatureSettings().scheme
+        if features.scheme != newest:
+            raise ValueError(f"scheme: expected {newest}, found {features.scheme}, which is only served")
+        return features
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

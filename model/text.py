@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from model.listing import Listing
 
 # Order is part of the format: a gram's slot is row * len(FAMILIES) + family.
-FAMILIES = ("word", "char", "cjk", "author", "publisher", "format", "language", "currency", "year", "description")
-WORD, CHAR, CJK, AUTHOR, PUBLISHER, FORMAT, LANGUAGE, CURRENCY, YEAR, DESCRIPTION = range(len(FAMILIES))
+FAMILIES = ("word", "char", "cjk", "author", "publisher", "format", "language", "currency", "year", "description", "name")
+WORD, CHAR, CJK, AUTHOR, PUBLISHER, FORMAT, LANGUAGE, CURRENCY, YEAR, DESCRIPTION, NAME = range(len(FAMILIES))
 
 _SEPARATOR = "\x00"
 _SPACE = 32
@@ -282,7 +282,7 @@ def _add_words(found: _Found, parts: _Parts, runs: _Runs) -> None:
 
     first, last = np.searchsorted(runs.segments, [descriptions_end, descriptions_end + parts.authors])
     names, segments = runs.hashes[first:last], runs.segments[first:last]
-    found.add(names, segments=segments, family=AUTHOR, salt="author word")
+    found.add(names, segments=segments, family=NAME, salt="author word")
     # A sum does not know the order of its terms. Hashes are finalised first, or "ab" + "c" could equal "a" + "bc".
     terms = np.zeros(len(names) + 1, dtype=np.uint64)
     np.cumsum(_finalised(names, salt=_salt("author term")), dtype=np.uint64, out=terms[1:])

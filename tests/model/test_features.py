@@ -1,6 +1,6 @@
 """What the model sees of a listing."""
 
-import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.dataset import FAMILY_OF_FIELD, build_vocabulary
+from model.dataset import build_vocabulary
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary, _chunks
 from model.listing import Listing
 from model.text import FAMILIES, grams_of, language_code
@@ -62,25 +62,16 @@ def test_a_batch_larger_than_a_chunk_equals_its_parts() -> None:
     assert [row_of(together, row) for row in range(len(many))] == expected * 80
 
 
-def test_weights_have_length_one_within_each_family() -> None:
-    """The tokens of one family together have the length of the family's weight."""
-    tokens = EXTRACTOR.tokens([a_novel()])
-    for family, name in enumerate(FAMILIES):
-        own = tokens.weights[tokens.families == family].astype(np.float64)
-        if len(own):
-            assert np.sqrt((own**2).sum()) == pytest.approx(EXTRACTOR.settings.family_weights[name], rel=1e-6)
-
-
-@pytest.mark.parametrize("field", sorted(FAMILY_OF_FIELD))
-def test_a_missing_field_is_its_family_absent(field: str) -> None:
-    """Taking a field from a listing removes the tokens of its family and changes nothing else: training relies on it."""
-    listing = a_novel()
-    absent = dataclasses.replace(listing, **{field: () if field == "authors" else None})
-    with_field, without = EXTRACTOR.tokens([listing]), EXTRACTOR.tokens([absent])
-    kept = with_field.families != FAMILY_OF_FIELD[field]
-    assert kept.sum() < len(kept)
-    np.testing.assert_array_equal(without.ids, with_field.ids[kept])
-    np.testing.assert_array_equal(without.weights, with_field.weights[kept])
+@pytest.mark.parametrize(("scheme", "with_names"), [("grams-1", "author"), ("grams-2", "word")])
+def test_weights_have_length_one_within_each_family(scheme: Literal["grams-1", "grams-2"], with_names: str) -> None:
+    """The tokens that are scaled together have the length of their family's weight; with whom, the scheme says."""
+    extractor = FeatureExtractor(FeatureSettings(scheme=scheme), EXTRACTOR.vocabulary)
+    tokens = extractor.tokens([a_novel()])
+    together = np.where(tokens.families == FAMILIES.index("name"), FAMILIES.index(with_names), tokens.families)
+    assert (together != tokens.families).any()
+    for family in np.unique(together):
+        own = tokens.weights[together == family].astype(np.float64)
+        assert np.sqrt((own**2).sum()) == pytest.approx(extractor.settings.family_weights[FAMILIES[family]], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from model.tasks import Task, TaskEntry, resolve
 pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model import linear_start
-from model.linear_models import LinearModels, linear_models, text_matrix
+from model.linear_models import LinearModels, linear_models
 from model.linear_start import factored
 from model.table import expanded, quantised
+from model.text_matrix import text_matrix
 from model.word_vectors import word_vectors
 
 SUBJECT = TaskEntry(name="subject", kind="single", sets=("shop",), field="category")
