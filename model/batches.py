@@ -19,7 +19,8 @@ from model.features import Tokens
 from model.losses import Target
 from model.network import Network
 from model.tasks import Task
-from model.text_matrix import FAMILIES_OF_FIELD, text_matrix, without
+from model.text import FAMILIES_OF_FIELD
+from model.text_matrix import text_matrix, without
 
 # The first block is the title's; then one for each field.
 BLOCK_OF_FIELD = {field: place for place, field in enumerate(FAMILIES_OF_FIELD, start=1)}

@@ -23,7 +23,8 @@ from model.minimise import minimise
 from model.network import Network
 from model.progress import progress_bar
 from model.schedule import cosine
-from model.tasks import Task, TrainingSettings
+from model.tasks import Task
+from model.training_settings import TrainingSettings
 
 _LEARNING_RATE_END = 0.05  # of the rate at the start
 _EVALUATION_ROWS = 1024

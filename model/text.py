@@ -25,6 +25,13 @@ from model.listing import Listing
 # Order is part of the format: a gram's slot is row * len(FAMILIES) + family.
 FAMILIES = ("word", "char", "cjk", "author", "publisher", "format", "language", "currency", "year", "description", "name")
 WORD, CHAR, CJK, AUTHOR, PUBLISHER, FORMAT, LANGUAGE, CURRENCY, YEAR, DESCRIPTION, NAME = range(len(FAMILIES))
+# The families whose tokens carry a field of a listing, by the field's name; the rest is the title's.
+FAMILIES_OF_FIELD = {
+    "authors": (AUTHOR, NAME), "publisher": (PUBLISHER,), "description": (DESCRIPTION,), "language": (LANGUAGE,),
+    "year": (YEAR,), "format": (FORMAT,), "currency": (CURRENCY,),
+}  # fmt: skip
+# A task on one of them must not see it: see `Task.hidden_input`.
+INPUT_FIELDS = tuple(FAMILIES_OF_FIELD)
 
 _SEPARATOR = "\x00"
 _SPACE = 32

@@ -6,16 +6,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from model.features import SCALED_WITH, FeatureSettings, Tokens
-from model.text import FAMILIES
-
-# The families whose tokens carry a field, by the field's name.
-FAMILIES_OF_FIELD = {
-    field: tuple(FAMILIES.index(family) for family in families)
-    for field, families in {
-        "authors": ("author", "name"),
-        **{name: (name,) for name in ("publisher", "description", "language", "year", "format", "currency")},
-    }.items()
-}
+from model.text import FAMILIES, FAMILIES_OF_FIELD
 
 # Only serving knows the older schemes.
 _SCALED_WITH = SCALED_WITH[FeatureSettings().scheme]
