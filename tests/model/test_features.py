@@ -1,6 +1,7 @@
 """What the model sees of a listing."""
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from model.dataset import build_vocabulary
 from model.features import PAD_ID, FeatureExtractor, Features, FeatureSettings, Vocabulary, _chunks
 from model.listing import Listing
-from model.text import FAMILIES, grams_of, language_code
+from model.text import FAMILIES, FAMILIES_OF_FIELD, INPUT_FIELDS, WORD, grams_of, language_code
 from tests.model.examples import a_chinese_classic, a_novel, a_shelf, an_empty_listing, an_extractor
 
 TEXTS = st.one_of(
@@ -72,6 +73,22 @@ def test_weights_have_length_one_within_each_family(scheme: Literal["grams-1", "
     for family in np.unique(together):
         own = tokens.weights[together == family].astype(np.float64)
         assert np.sqrt((own**2).sum()) == pytest.approx(extractor.settings.family_weights[FAMILIES[family]], rel=1e-6)
+
+
+@pytest.mark.parametrize("field", INPUT_FIELDS)
+def test_a_missing_field_is_its_families_absent(field: str) -> None:
+    """Taking a field from a listing removes the tokens of its families; all others stay to the bit, but for a title's words,
+    which take the length that the authors' words leave.
+    """
+    listing = a_novel()
+    missing: dict[str, Any] = {field: () if field == "authors" else None}
+    with_field, without = EXTRACTOR.tokens([listing]), EXTRACTOR.tokens([dataclasses.replace(listing, **missing)])
+    kept = ~np.isin(with_field.families, FAMILIES_OF_FIELD[field])
+    assert kept.sum() < len(kept)
+    np.testing.assert_array_equal(without.ids, with_field.ids[kept])
+    grown = (without.families == WORD) & (field == "authors")
+    np.testing.assert_array_equal(without.weights[~grown], with_field.weights[kept][~grown])
+    assert (without.weights[grown] > with_field.weights[kept][grown]).all()
 
 
 @pytest.mark.parametrize(
