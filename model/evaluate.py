@@ -114,20 +114,43 @@ def evaluate(
 ) -> list[Evaluation]:
     """Every task's figures on these rows; a task without a labelled row is left out."""
     labels = {task.name: labels_of(task, rows) for task in tasks}
-    found: dict[str, list[Evaluation]] = {}
+    return evaluations(answers(session, extractor, rows, tasks, labels), rows, tasks, specs, labels)
+
+
+def answers(
+    session: onnxruntime.InferenceSession,
+    extractor: FeatureExtractor,
+    rows: Rows,
+    tasks: Sequence[Task],
+    labels: Mapping[str, Labels],
+) -> dict[str, NDArray[np.float32]]:
+    """Each task's output for the rows that have its label, in their order; a task without any is left out."""
+    found: dict[str, NDArray[np.float32]] = {}
     for hidden in dict.fromkeys(task.hidden_input for task in tasks):
         asked = [task for task in tasks if task.hidden_input == hidden and labels[task.name].present.any()]
-        if not asked:
-            continue
-        index = np.flatnonzero(np.any([labels[task.name].present for task in asked], axis=0))
-        outputs = predict(session, extractor, rows, index, hidden=hidden)
-        for task in asked:
-            own = labels[task.name]
-            inside = np.flatnonzero(own.present[index])
-            found[task.name] = list(
-                task_evaluations(task, specs[task.name], rows, index[inside], outputs[task.name][inside], own)
-            )
-    return [each for task in tasks for each in found.get(task.name, [])]
+        if asked:
+            index = np.flatnonzero(np.any([labels[task.name].present for task in asked], axis=0))
+            outputs = predict(session, extractor, rows, index, hidden=hidden)
+            found |= {task.name: outputs[task.name][labels[task.name].present[index]] for task in asked}
+    return found
+
+
+def evaluations(
+    outputs: Mapping[str, NDArray[np.float32]],
+    rows: Rows,
+    tasks: Sequence[Task],
+    specs: Mapping[str, TaskSpec],
+    labels: Mapping[str, Labels],
+) -> list[Evaluation]:
+    """The figures of `outputs`, which are as of `answers`, in the order of the tasks."""
+    return [
+        each
+        for task in tasks
+        if task.name in outputs
+        for each in task_evaluations(
+            task, specs[task.name], rows, np.flatnonzero(labels[task.name].present), outputs[task.name], labels[task.name]
+        )
+    ]
 
 
 def task_evaluations(

@@ -14,9 +14,11 @@ import argparse
 import dataclasses
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -30,7 +32,7 @@ from model.export import export_graph
 from model.features import FeatureExtractor
 from model.prepare import modelled, part_of
 from model.tasks import TaskFile, load_task_file
-from model.train import Outcome, identity_of, learned
+from model.train import Outcome, identity_of, learned, refitted
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -52,8 +54,13 @@ def main() -> None:
     _, valid, held, others = parts_of_data(task_file)
     outcome = learned(others, valid, task_file, seed=arguments.seed, unfinished=arguments.kept, progress=print)
     bare = dataclasses.replace(held, cover_of=np.full(len(held), UNLABELLED))
-    ours, without_covers = (judged(outcome, rows, task_file) for rows in (held, bare))
-    show(ours, without_covers, compared(outcome, held, task_file, kept=arguments.kept), rows=len(held))
+    found = {
+        "ours": judged(outcome, held, task_file),
+        "without covers": judged(outcome, bare, task_file),
+        "refit": judged(refitted(outcome, task_file, progress=print), held, task_file),
+        "SVM": compared(outcome, held, task_file, kept=arguments.kept),
+    }
+    show(found, title=f"{len(held)} rows that nothing was settled on")
 
 
 def parts_of_data(task_file: TaskFile) -> tuple[Rows, Rows, Rows, Rows]:
@@ -79,13 +86,17 @@ def some_of(rows: Rows, index: NDArray[np.int64]) -> Rows:
 
 def judged(outcome: Outcome, held: Rows, task_file: TaskFile) -> Figures:
     """What was learned, from the graph as it would ship."""
+    found = evaluate(*served(outcome, task_file), held, outcome.tasks, outcome.specs())
+    return {each.name: each.metrics for each in found}
+
+
+def served(outcome: Outcome, task_file: TaskFile) -> tuple[onnxruntime.InferenceSession, FeatureExtractor]:
+    """The graph and the extractor as they would ship."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         names = [*(task.name for task in outcome.tasks), "embedding"]
         export_graph(outcome.graph, path, settings=task_file.features, output_names=names)
-        extractor = FeatureExtractor(task_file.features, outcome.vocabulary)
-        found = evaluate(open_session(path), extractor, held, outcome.tasks, outcome.specs())
-    return {each.name: each.metrics for each in found}
+        return open_session(path), FeatureExtractor(task_file.features, outcome.vocabulary)
 
 
 def compared(outcome: Outcome, held: Rows, task_file: TaskFile, *, kept: Path) -> Figures:
@@ -97,12 +108,13 @@ def compared(outcome: Outcome, held: Rows, task_file: TaskFile, *, kept: Path) -
     return baseline(models, outcome.tasks, held, unseen.tokens, unseen.labels)
 
 
-def show(ours: Figures, without_covers: Figures, others: Figures, *, rows: int) -> None:
-    table = Table("task", "metric", "ours", "without covers", "SVM", title=f"{rows} rows that nothing was settled on")
-    for name, found in ours.items():
+def show(found: Mapping[str, Figures], *, title: str) -> None:
+    """One column for each of `found`, and the rows of the first."""
+    table = Table("task", "metric", *found, title=title)
+    for name, figures in next(iter(found.values())).items():
         for metric in _SHOWN:
-            if metric in found:
-                shown = [figures.get(name, {}).get(metric) for figures in (ours, without_covers, others)]
+            if metric in figures:
+                shown = [each.get(name, {}).get(metric) for each in found.values()]
                 table.add_row(name, metric, *("" if each is None else f"{each:.4f}" for each in shown))
     Console(width=100).print(table)
 
