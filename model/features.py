@@ -22,11 +22,11 @@ from model.text import AUTHOR, FAMILIES, NAME, WORD, grams_of
 __all__ = ["FeatureExtractor", "FeatureSettings", "Features", "InvalidCover", "Vocabulary", "decode_cover"]
 
 PAD_ID = 0
-# The family that each is scaled with, by the scheme of the settings. In the newer, the words of title and names are one text,
-# of which an author of many words is the greater part.
+# The family that each is scaled with, by the scheme of the settings. In the newer two, the words of title and names are one text,
+# of which an author of many words is the greater part. In the newest, names have CJK n-grams, too.
 SCALED_WITH = {
     scheme: np.array([with_names if family == NAME else family for family in range(len(FAMILIES))])
-    for scheme, with_names in (("grams-1", AUTHOR), ("grams-2", WORD))
+    for scheme, with_names in (("grams-1", AUTHOR), ("grams-2", WORD), ("grams-3", WORD))
 }
 WEIGHED_FAMILIES = tuple(name for family, name in enumerate(FAMILIES) if family != NAME)
 # Listings whose grams are made at once: a batch of the service's default size is one, since numpy's calls cost what a few
@@ -42,7 +42,8 @@ class FeatureSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scheme: Literal["grams-1", "grams-2"] = "grams-2"  # changes whenever the same text would give other hashes or weights
+    # Changes whenever the same text would give other hashes or weights.
+    scheme: Literal["grams-1", "grams-2", "grams-3"] = "grams-3"
     family_weights: dict[str, float] = Field(
         default_factory=lambda: {name: {"word": 1.2, "cjk": 1.2, "description": 0.7}.get(name, 1.0) for name in WEIGHED_FAMILIES}
     )
@@ -56,6 +57,11 @@ class FeatureSettings(BaseModel):
     cover_channels: Literal[1, 3] = 1
     cover_height: int = Field(default=64, ge=8, le=512)
     cover_width: int = Field(default=64, ge=8, le=512)
+
+    @property
+    def cjk_grams_of_names(self) -> bool:
+        """Whether authors' names, too, are taken apart where they are written without spaces."""
+        return self.scheme == "grams-3"
 
 
 class Vocabulary:

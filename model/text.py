@@ -71,6 +71,8 @@ class TextSettings(Protocol):
     def char_sizes(self) -> tuple[int, int]: ...
     @property
     def cjk_sizes(self) -> tuple[int, int]: ...
+    @property
+    def cjk_grams_of_names(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,8 @@ def grams_of(listings: Sequence[Listing], settings: TextSettings) -> Grams:
     """All n-grams and whole-field tokens of the listings.
 
     Word 1- and 2-grams, character n-grams inside words (with the word's edges) and CJK n-grams of the title; words and
-    CJK n-grams of the description; words and an order-free key of each author ("Last, First" is "First Last"); publisher,
-    format, language, currency, year and decade as whole tokens. A listing's grams do not depend on the batch around it.
+    CJK n-grams of the description; words, CJK n-grams and an order-free key of each author ("Last, First" is "First Last");
+    publisher, format, language, currency, year and decade as whole tokens. A listing's grams do not depend on its batch.
     """
     parts = _collect(listings, settings)
     codes, ends = _code_points(parts)
@@ -109,10 +111,9 @@ def grams_of(listings: Sequence[Listing], settings: TextSettings) -> Grams:
     _add_words(found, parts, _runs(classes, sums=sums, segment_of=segment_of))
     titles_end = int(ends[parts.titles]) + 1
     _add_char_grams(found, codes[:titles_end], classes[:titles_end], segment_of, sizes=settings.char_sizes)
-    described_end = int(ends[parts.titles + parts.descriptions]) + 1
-    _add_cjk_grams(
-        found, codes[:described_end], classes[:described_end], segment_of, titles=parts.titles, sizes=settings.cjk_sizes
-    )
+    last = parts.titles + parts.descriptions + parts.authors * settings.cjk_grams_of_names
+    end = int(ends[last]) + 1
+    _add_cjk_grams(found, parts, codes[:end], classes[:end], segment_of, sizes=settings.cjk_sizes)
     _add_whole_fields(found, parts, sums=sums, ends=ends)
     return found.grams()
 
@@ -328,11 +329,11 @@ def _inner(valid: NDArray[np.bool_], in_word: NDArray[np.bool_], *, size: int) -
 
 def _add_cjk_grams(
     found: _Found,
+    parts: _Parts,
     codes: NDArray[np.uint32],
     classes: NDArray[np.uint8],
     segment_of: NDArray[np.int64],
     *,
-    titles: int,
     sizes: tuple[int, int],
 ) -> None:
     is_cjk = classes == _CJK_CLASS
@@ -345,9 +346,15 @@ def _add_cjk_grams(
             valid = valid[:-1] & is_cjk[size - 1 :]
         if size >= sizes[0]:
             at = np.flatnonzero(valid)
-            segments = segment_of[at]
-            family = np.where(segments < titles, CJK, DESCRIPTION)
-            found.add(hashes[at], segments=segments, family=family, salt=f"cjk {size}")
+            segments = segment_of[at]  # ascending
+            titles, described = np.searchsorted(segments, [parts.titles, parts.titles + parts.descriptions])
+            # A name's signs mean something else than a title's, so they have rows of their own.
+            for family, own, salt in (
+                (CJK, slice(0, titles), "cjk"),
+                (DESCRIPTION, slice(titles, described), "cjk"),
+                (NAME, slice(described, None), "author cjk"),
+            ):
+                found.add(hashes[at[own]], segments=segments[own], family=family, salt=f"{salt} {size}")
 
 
 def _add_whole_fields(found: _Found, parts: _Parts, *, sums: NDArray[np.uint64], ends: NDArray[np.int64]) -> None:

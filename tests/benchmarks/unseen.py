@@ -1,4 +1,4 @@
-"""How good on rows that nothing was settled on: `python -m tests.benchmarks.unseen`, about 15 minutes.
+"""How good on rows that nothing was settled on: `python -m tests.benchmarks.unseen`, about 20 minutes.
 
 `valid` chooses how much of its change each task keeps, what it takes of a cover, temperatures and thresholds, so figures on it
 flatter a little. Here a seventh of the training rows is kept out of everything: the whole recipe learns from the others, chooses

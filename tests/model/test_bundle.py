@@ -122,7 +122,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda m: m["files"].update({"/etc/passwd": m["files"][GRAPH]}), "plain name inside the bundle"),
         (lambda m: m["files"].pop(GRAPH), r"expected model\.onnx among the files"),
         (lambda m: m.update(surprise=1), "surprise"),
-        (lambda m: m["features"].update(scheme="grams-3"), "features.scheme"),
+        (lambda m: m["features"].update(scheme="grams-4"), "features.scheme"),
         (lambda m: m.update(outputs=[]), "expected one for each task, found none for subject"),
     ],
     ids=["newer", "no version", "parent", "absolute", "no graph", "unknown field", "features", "outputs"],

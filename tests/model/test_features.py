@@ -63,8 +63,8 @@ def test_a_batch_larger_than_a_chunk_equals_its_parts() -> None:
     assert [row_of(together, row) for row in range(len(many))] == expected * 80
 
 
-@pytest.mark.parametrize(("scheme", "with_names"), [("grams-1", "author"), ("grams-2", "word")])
-def test_weights_have_length_one_within_each_family(scheme: Literal["grams-1", "grams-2"], with_names: str) -> None:
+@pytest.mark.parametrize(("scheme", "with_names"), [("grams-1", "author"), ("grams-2", "word"), ("grams-3", "word")])
+def test_weights_have_length_one_within_each_family(scheme: Literal["grams-1", "grams-2", "grams-3"], with_names: str) -> None:
     """The tokens that are scaled together have the length of their family's weight; with whom, the scheme says."""
     extractor = FeatureExtractor(FeatureSettings(scheme=scheme), EXTRACTOR.vocabulary)
     tokens = extractor.tokens([a_novel()])
@@ -73,6 +73,21 @@ def test_weights_have_length_one_within_each_family(scheme: Literal["grams-1", "
     for family in np.unique(together):
         own = tokens.weights[together == family].astype(np.float64)
         assert np.sqrt((own**2).sum()) == pytest.approx(extractor.settings.family_weights[FAMILIES[family]], rel=1e-6)
+
+
+@pytest.mark.parametrize(("scheme", "pieces"), [("grams-1", 0), ("grams-2", 0), ("grams-3", 3 + 2 + 1)])
+def test_names_without_spaces_are_taken_apart_by_the_newest_scheme(
+    scheme: Literal["grams-1", "grams-2", "grams-3"], pieces: int
+) -> None:
+    """A name of three signs is itself, and three, two and one of one, two and three signs, none of which is a title's."""
+    names = Listing(listing_id="x", authors=("曹雪芹",))
+    title = Listing(listing_id="x", title="曹雪芹")
+    own, others = (grams_of([listing], FeatureSettings(scheme=scheme)) for listing in (names, title))
+    families = own.slots.tolist()
+    assert families.count(FAMILIES.index("name")) == 1 + pieces
+    assert families.count(FAMILIES.index("author")) == 1
+    assert len(families) == 2 + pieces
+    assert not np.isin(own.hashes, others.hashes).any()
 
 
 @pytest.mark.parametrize("field", INPUT_FIELDS)

@@ -69,7 +69,7 @@ def test_price_bands_are_named_by_currency_and_edges() -> None:
         (("leans_on = \"themes\"", "leans_on = \"publisher\""), r"task 1, leans_on: .*: here themes; found publisher"),
         (("field = \"publisher\"", "field = \"publisher\"\nleans_on = \"themes\""), r"task 3, leans_on: .*: here none"),
         (("epochs = 12", "epochs = 0"), r"tasks.toml:10: training.epochs: .*; found 0"),
-        (("[training]", "[features]\nscheme = \"grams-1\"\n[training]"), "expected grams-2, found grams-1, which"),
+        (("[training]", "[features]\nscheme = \"grams-1\"\n[training]"), "expected grams-3, found grams-1, which"),
         (("[training]", "[training"), r"tasks.toml: not TOML: .*line 5"),
         (("asked_only_where_missing = true", "asked_only_where_missing = true\nscale = \"log\""), "for a regression only"),
     ],
