@@ -7,34 +7,26 @@ quarters of `valid`, titles that begin alike apart: a quarter of `valid` less th
 refit. Temperatures, thresholds and shares were settled on `valid` for both.
 """
 
-import argparse
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.dataset import Rows, folds_by_beginning, labels_of, read_rows
+from model.dataset import Rows, folds_by_beginning, labels_of
 from model.evaluate import answers, evaluations
 from model.tasks import TaskFile, load_task_file
 from model.train import Outcome, learned, refitted
-from tests.benchmarks.unseen import DATA, ROOT, SETS, Figures, judged, served, show, some_of
+from tests.benchmarks.unseen import ROOT, Figures, asked, judged, parts_of_data, served, show, some_of
 
 QUARTERS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=Path, default=ROOT / "model" / "books.toml")
-    parser.add_argument("--kept", type=Path, default=ROOT / "runs" / ".refit", help="a folder that keeps the linear models")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = asked(__doc__, kept=ROOT / "runs" / ".refit")
     torch.set_num_threads(2)
     task_file = load_task_file(arguments.tasks)
-    train, valid = (
-        read_rows([DATA / name for name in SETS], part=part, settings=task_file.features) for part in ("train", "valid")
-    )
+    train, valid, _, _ = parts_of_data(task_file)
     outcome = learned(train, valid, task_file, seed=arguments.seed, unfinished=arguments.kept, progress=print)
     found = {"before": judged(outcome, valid, task_file), "refit": crossed(outcome, valid, task_file)}
     show(found, title=f"{len(valid)} rows of valid, each judged by a table that has not seen it")

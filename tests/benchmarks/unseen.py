@@ -44,11 +44,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=Path, default=ROOT / "model" / "books.toml")
-    parser.add_argument("--kept", type=Path, default=ROOT / "runs" / ".unseen", help="a folder that keeps the linear models")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = asked(__doc__, kept=ROOT / "runs" / ".unseen")
     torch.set_num_threads(2)
     task_file = load_task_file(arguments.tasks)
     _, valid, held, others = parts_of_data(task_file)
@@ -61,6 +57,15 @@ def main() -> None:
         "SVM": compared(outcome, held, task_file, kept=arguments.kept),
     }
     show(found, title=f"{len(held)} rows that nothing was settled on")
+
+
+def asked(description: str | None, *, kept: Path) -> argparse.Namespace:
+    """The command line: the task file, where linear models are kept, the seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=Path, default=ROOT / "model" / "books.toml")
+    parser.add_argument("--kept", type=Path, default=kept, help="a folder that keeps the linear models")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def parts_of_data(task_file: TaskFile) -> tuple[Rows, Rows, Rows, Rows]:
