@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from build_engine.errors import GraphError
+from model.bundle import FEWEST_COVERS
 from model.table import expanded
 
 Precision = Literal["fp16", "fp32"]
@@ -121,7 +122,7 @@ def _fix_dimensions(graph: onnx.GraphProto, tokens: int) -> None:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param == "tokens":
                 dimension.dim_value = tokens
-            elif dimension.dim_param == "covers":
+            elif dimension.dim_param in FEWEST_COVERS:
                 dimension.dim_param = "batch"
 
 

@@ -87,8 +87,13 @@ class TaskSpec(_Part):
         return self
 
 
+# The names that a graph may give the covers' own dimension, if it is not the batch's, and how many covers it must be given for
+# a batch without any: those of older bundles spread one of zeros over all rows.
+FEWEST_COVERS = {"covers": 1, "leading_covers": 0}
+
+
 class TensorSpec(_Part):
-    """An input or output of the graph; a dimension is a number or the name of one that varies."""
+    """An input or output of the graph; a dimension is a number or the name of one that varies, see `FEWEST_COVERS`."""
 
     name: str
     dtype: Literal["int32", "float32", "uint8"]

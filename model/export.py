@@ -30,9 +30,9 @@ from model.table import DIGIT_BITS, DIGITS, MIDDLE, quantised
 from model.tasks import Task
 
 OPSET = 18
-# The cover's own first dimension: one for each row, or a single one of zeros for a batch without any, whose convolutions would
-# be most of its work. Every later step spreads it over the batch.
-COVERS = "covers"
+# The covers' own first dimension: those of the batch's first rows, all of them or none, since the convolutions of covers that
+# are not there would be most of the work. See `bundle.FEWEST_COVERS`.
+COVERS = "leading_covers"
 INPUTS = ("token_ids", "token_weights", "cover", "cover_present")
 _COMPARED_ROWS = 128
 _PLAIN = Calibration()
@@ -91,8 +91,14 @@ class ServingGraph(nn.Module):
         of_upper = torch.bmm(weights.unsqueeze(1), _centred(upper, DIGITS // 2)).squeeze(1)  # [B, D / 2]
         of_weights = weights.sum(dim=1, keepdim=True)  # [B, 1]
         text = torch.cat([of_upper + 0.5 * of_weights, of_pairs - DIGITS * of_upper - MIDDLE * of_weights], dim=1)  # [B, D]
-        logits, embedding = self.network(text, self.network.cover_branch(cover), cover_present)  # [B, K], [B, E]
+        logits, embedding = self.network(text, self._of_covers(cover, batch), cover_present)  # [B, K], [B, E]
         return (*self.answers(logits), functional.normalize(embedding, dim=1))
+
+    def _of_covers(self, cover: Tensor, batch: int) -> Tensor:
+        """What is seen in the covers of the first rows, and zeros for the rows after them: float32 [B, 96]."""
+        seen = self.network.cover_branch(cover)  # [C, 96]
+        seen = torch.cat([seen, torch.zeros(1, seen.shape[1])])  # [C + 1, 96]
+        return seen.index_select(0, torch.arange(batch).clamp(max=cover.shape[0]))  # [B, 96]
 
     def answers(self, logits: Tensor) -> list[Tensor]:
         """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""
@@ -193,10 +199,10 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
     example = Features(
         token_ids=np.zeros((3, 7), dtype=np.int32),
         token_weights=np.zeros((3, 7), dtype=np.float32),
-        cover=np.zeros((3, settings.cover_channels, settings.cover_height, settings.cover_width), dtype=np.uint8),
+        cover=np.zeros((2, settings.cover_channels, settings.cover_height, settings.cover_width), dtype=np.uint8),
         cover_present=np.zeros((3, 1), dtype=np.float32),
     )
-    batch, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
+    batch, tokens, covers = (torch.export.Dim(name, min=1) for name in ("batch", "tokens", COVERS))
     for noisy in ("onnxscript", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)  # they tell of torchvision, which is not wanted
     with warnings.catch_warnings():
@@ -207,7 +213,7 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
             path,
             input_names=list(INPUTS),
             output_names=list(output_names),
-            dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch}, {0: batch}),
+            dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: covers}, {0: batch}),
             opset_version=OPSET,
             dynamo=True,
             custom_translation_table={torch.ops.aten.bitwise_right_shift.Tensor: _shifted},
@@ -216,8 +222,6 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
             verbose=False,
         )
     model = onnx.load(path)
-    cover = next(value for value in model.graph.input if value.name == "cover")
-    cover.type.tensor_type.shape.dim[0].dim_param = COVERS
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter's stack traces, with the paths of the machine that trained
     del model.graph.value_info[:]  # what is noted of shapes between the nodes takes covers and rows for one number

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from consumer.inference import Arrays, InferenceFailed, OutOfMemory
 from consumer.inference.tensors import batch_of
-from model.bundle import TensorSpec
+from model.bundle import FEWEST_COVERS, TensorSpec
 
 # onnxruntime's exceptions share no base of their own.
 _ERRORS = (
@@ -66,15 +66,14 @@ class OnnxRuntimeBackend:
         self._outputs = [output.name for output in session.get_outputs()]
         self._session: onnxruntime.InferenceSession | None = session
         first = {each.name: each.shape[0] for each in found}
-        # Such a graph takes one cover of zeros for a whole batch without any; one of an older bundle needs one a row.
-        self._covers_apart = first.get("cover") != first.get("cover_present")
+        self._fewest_covers = FEWEST_COVERS.get(str(first.get("cover")))  # None: an old bundle's graph, which needs one a row
 
     def infer(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """See `InferenceBackend.infer`."""
         batch_of(inputs, self._inputs)
         tokens = np.count_nonzero(inputs["token_weights"], axis=1)
         with_cover = inputs["cover_present"][:, 0] > 0
-        groups = [with_cover, ~with_cover] if self._covers_apart else [np.ones(len(tokens), dtype=np.bool_)]
+        groups = [np.ones(len(tokens), dtype=np.bool_)] if self._fewest_covers is None else [with_cover, ~with_cover]
         parts: list[Arrays] = []
         taken: list[NDArray[np.intp]] = []
         for group in groups:
@@ -89,8 +88,8 @@ class OnnxRuntimeBackend:
     def _part(self, inputs: Arrays, rows: NDArray[np.intp], *, tokens_max: int) -> Arrays:
         """Some rows, all with a cover or all without, and no more columns of tokens than they use."""
         part = {name: array[rows, : max(1, tokens_max)] if name in _TOKENS else array[rows] for name, array in inputs.items()}
-        if self._covers_apart and not part["cover_present"].any():
-            part["cover"] = part["cover"][:1]
+        if self._fewest_covers is not None and not part["cover_present"].any():
+            part["cover"] = part["cover"][: self._fewest_covers]
         return part
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:

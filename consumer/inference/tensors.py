@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from consumer.inference import Arrays, InferenceFailed
-from model.bundle import TensorSpec
+from model.bundle import FEWEST_COVERS, TensorSpec
 
 
 def batch_of(inputs: Arrays, expected: Sequence[TensorSpec]) -> int:
@@ -14,14 +14,14 @@ def batch_of(inputs: Arrays, expected: Sequence[TensorSpec]) -> int:
 
     Args:
         expected: the graph's inputs; a dimension that has a name takes any size of one or more, the same wherever it stands.
-            `covers` is the batch's: a graph may take one for all, but whoever asks a backend gives one for each row.
+            That of covers is the batch's: a graph may take fewer, but whoever asks a backend gives one for each row.
 
     Raises:
         InferenceFailed: an input is missing, unknown, or of another dtype or shape; the message names it.
     """
     sizes: dict[str, int] = {}
     for each in expected:
-        spec = each.model_copy(update={"shape": tuple("batch" if size == "covers" else size for size in each.shape)})
+        spec = each.model_copy(update={"shape": tuple("batch" if size in FEWEST_COVERS else size for size in each.shape)})
         array = inputs.get(spec.name)
         if array is None:
             raise InferenceFailed(f"input {spec.name}: expected {_described(spec)}, found none")

@@ -340,12 +340,25 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert resumed.trained.curves == undisturbed.trained.curves
 
 
-def test_one_cover_of_zeros_stands_for_a_batch_without_any(trained: Bundle) -> None:
-    """The graph spreads a single cover over the batch, and the outputs are those of a cover of zeros for each row."""
+@pytest.mark.parametrize("covers", [0, 1])
+def test_a_batch_without_a_cover_needs_none(trained: Bundle, covers: int) -> None:
+    """The outputs are those of a cover of zeros for each row; earlier versions of the service give a single one."""
     features, _ = trained.golden()
     session = open_session(trained.graph_path, threads=1)
     feed = features.as_feed() | {"cover": np.zeros_like(features.cover), "cover_present": np.zeros_like(features.cover_present)}
-    for one, other in zip(session.run(None, feed), session.run(None, feed | {"cover": feed["cover"][:1]}), strict=True):
+    for one, other in zip(session.run(None, feed), session.run(None, feed | {"cover": feed["cover"][:covers]}), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_covers_of_the_first_rows_are_enough(trained: Bundle) -> None:
+    """Where the rows after them have none."""
+    features, _ = trained.golden()
+    order = np.argsort(-features.cover_present[:, 0], kind="stable")
+    count = int(features.cover_present.sum())
+    assert 0 < count < len(order)
+    feed = features.rows(order).as_feed()
+    session = open_session(trained.graph_path, threads=1)
+    for one, other in zip(session.run(None, feed), session.run(None, feed | {"cover": feed["cover"][:count]}), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
