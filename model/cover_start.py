@@ -1,8 +1,9 @@
 """The cover branch's start: it learns what covers alone tell of all tasks, before they join the text.
 
 Learned together with the text from the beginning, covers stay mute: the text explains the labels long before convolutions see
-anything. So the branch is trained apart, on covers that are shifted, relit and mixed so that it cannot know them by heart, and
-is not changed any more after that. Source: Zhang et al., ICLR 2018, arXiv:1710.09412, for mixing.
+anything. So the branch is trained apart, on covers that are shifted, relit and mixed so that it cannot know them by heart, from
+their labels and from what a larger network sees in them (cover_teacher.py), and is not changed any more after that.
+Source: Zhang et al., ICLR 2018, arXiv:1710.09412, for mixing.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.checkpoint import Checkpoints
+from model.cover_teacher import TEACHER_WIDTH, seen_by_teacher
 from model.dataset import Labels, Rows
 from model.losses import Target, task_losses
 from model.network import Network
@@ -29,12 +31,13 @@ _SHIFT = 0.1  # of the cover's height and width, to either side
 _SHIFT_GROUPS = 8  # covers of a batch that are shifted alike: slicing is per group
 _CONTRAST, _BRIGHTNESS = 0.3, 40.0
 _MIX = 0.2
+_TEACHER_WEIGHT = 60.0  # of the mean squared distance from its features, against the sum of the tasks' losses
 _FEATURES_BATCH = 512
 
 
 def learn_covers(
     network: Network, rows: Rows, labels: Sequence[Labels], tasks: Sequence[Task], *,
-    epochs: int, seed: int, index: NDArray[np.int64], checkpoints: Checkpoints | None = None,
+    epochs: int, seed: int, index: NDArray[np.int64], teacher: bool, checkpoints: Checkpoints | None = None,
 ) -> None:  # fmt: skip
     """Trains `cover_branch` and `cover_head` on the covers of the rows at `index`, and freezes both.
 
@@ -49,7 +52,8 @@ def learn_covers(
         trained.load_state_dict(state["weights"])
         torch.set_rng_state(state["torch_random"])  # what follows draws as it would have without an interruption
     elif epochs and len(with_cover) > 1:
-        _train(network, rows, labels, tasks, with_cover, trained=trained, epochs=epochs, random=np.random.default_rng(seed))
+        seen = _taught(rows.covers, checkpoints) if teacher else None
+        _train(network, rows, labels, tasks, with_cover, seen, trained=trained, epochs=epochs, random=np.random.default_rng(seed))
         _centre(network, rows.covers[rows.cover_of[with_cover]])
         if checkpoints is not None:
             checkpoints.save("covers", {"weights": trained.state_dict(), "torch_random": torch.get_rng_state()})
@@ -67,14 +71,27 @@ def cover_features(network: Network, covers: NDArray[np.uint8]) -> Tensor:
     return features
 
 
+def _taught(covers: NDArray[np.uint8], checkpoints: Checkpoints | None) -> Tensor:
+    """What the teacher sees, float32 [covers, 1280], kept for a training that goes on from an interruption."""
+    state = None if checkpoints is None else checkpoints.load("cover-teacher")
+    if state is not None:
+        return torch.as_tensor(state["seen"])
+    seen = seen_by_teacher(covers)
+    if checkpoints is not None:
+        checkpoints.save("cover-teacher", {"seen": seen})
+    return seen
+
+
 def _train(
-    network: Network, rows: Rows, labels: Sequence[Labels], tasks: Sequence[Task], with_cover: NDArray[np.int64], *,
-    trained: torch.nn.Module, epochs: int, random: np.random.Generator,
+    network: Network, rows: Rows, labels: Sequence[Labels], tasks: Sequence[Task], with_cover: NDArray[np.int64],
+    seen: Tensor | None, *, trained: torch.nn.Module, epochs: int, random: np.random.Generator,
 ) -> None:  # fmt: skip
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    covers, branch = torch.from_numpy(rows.covers), network.cover_branch
+    as_teacher = torch.nn.Linear(branch.connected.in_features, TEACHER_WIDTH)  # not kept
+    learning = [*trained.parameters(), *as_teacher.parameters()]
+    optimiser = torch.optim.AdamW(learning, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     batches = -(-len(with_cover) // _BATCH_COVERS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine(batches * epochs, warm_up=_WARM_UP_STEPS))
-    covers = torch.from_numpy(rows.covers)
     trained.train()
 
     def loss(logits: Tensor, index: NDArray[np.int64]) -> Tensor:
@@ -86,15 +103,25 @@ def _train(
         bar = progress.add_task("covers", total=batches * epochs)
         for _ in range(epochs):
             for index in np.array_split(random.permutation(with_cover), batches):
-                pixels = _varied(covers[torch.from_numpy(rows.cover_of[index])], random)
+                places = torch.from_numpy(rows.cover_of[index])
+                pixels = _varied(covers[places], random)
                 share, order = float(random.beta(_MIX, _MIX)), random.permutation(len(index))
-                mixed = share * pixels + (1 - share) * pixels[torch.from_numpy(order)]
-                logits = network.cover_head(network.cover_branch(mixed))
+                pooled = branch.pooled(_mixed(pixels, order, share))  # [B, 256]
+                logits = network.cover_head(branch.features(pooled))  # [B, K]
+                total = share * loss(logits, index) + (1 - share) * loss(logits, index[order])
+                if seen is not None:
+                    apart = functional.mse_loss(as_teacher(pooled), _mixed(seen[places], order, share))
+                    total = total + _TEACHER_WEIGHT * apart
                 optimiser.zero_grad(set_to_none=True)
-                (share * loss(logits, index) + (1 - share) * loss(logits, index[order])).backward()  # type: ignore[no-untyped-call]
+                total.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
                 progress.advance(bar)
+
+
+def _mixed(values: Tensor, order: NDArray[np.int64], share: float) -> Tensor:
+    """Each row with a share of another's: float32 of the same shape."""
+    return share * values + (1 - share) * values[torch.from_numpy(order)]
 
 
 def _centre(network: Network, covers: NDArray[np.uint8]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _COVER_FEATURES = 96
+_COVER_MAPS = 256
 _VIEW_WIDTH = 32
 _GATE_WIDTH = 32  # what the cover's gate sees of the text; all of it would be a sixth of the network's work
 _OWN_VIEW = 2.0  # a task begins with about a third of its own view
@@ -59,11 +60,11 @@ class Shape:
 
 
 class CoverBranch(nn.Module):
-    """Convolution, pooling, fully connected: about 3 million multiplications for a cover of 64 x 64."""
+    """Convolution, pooling, fully connected: about 10 million multiplications for a cover of 64 x 64."""
 
     def __init__(self, *, channels: int, dropout: float) -> None:
         super().__init__()
-        widths = (channels, 16, 32, 64, _COVER_FEATURES)
+        widths = (channels, 16, 48, 128, _COVER_MAPS)
         # Batch normalisation is folded into the convolutions when the graph is exported.
         self.convolutions = nn.Sequential(
             *(
@@ -72,14 +73,21 @@ class CoverBranch(nn.Module):
             )
         )
         self.dropout = nn.Dropout(dropout)
-        self.connected = nn.Linear(_COVER_FEATURES, _COVER_FEATURES)
+        self.connected = nn.Linear(_COVER_MAPS, _COVER_FEATURES)
 
     def forward(self, cover: Tensor) -> Tensor:
         """uint8 [B, channels, height, width] to float32 [B, 96]."""
+        return self.features(self.pooled(cover))
+
+    def pooled(self, cover: Tensor) -> Tensor:
+        """uint8 [B, channels, height, width] to float32 [B, 256], what training lets a teacher speak of, too."""
         pixels = (cover.float() - 127.5) / 64.0
-        maps = self.convolutions(pixels)  # [B, 96, height / 16, width / 16]
-        pooled = maps.mean(dim=(2, 3))  # [B, 96]
-        return functional.relu(self.connected(self.dropout(pooled)))
+        maps: Tensor = self.convolutions(pixels)  # [B, 256, height / 16, width / 16]
+        return maps.mean(dim=(2, 3))  # [B, 256]
+
+    def features(self, pooled: Tensor) -> Tensor:
+        """float32 [B, 256] of `pooled` to [B, 96]."""
+        return functional.relu(self.connected(self.dropout(pooled)))  # [B, 96]
 
 
 class TaskMixture(nn.Module):

@@ -111,8 +111,9 @@ def prepared(
         network.wide.bias.copy_(torch.from_numpy(start.head_bias))
     rows = np.arange(len(train.rows)) if rows is None else rows
     learn_covers(
-        network, train.rows, train.labels, tasks, epochs=settings.cover_epochs, seed=seed, index=rows, checkpoints=checkpoints
-    )
+        network, train.rows, train.labels, tasks, epochs=settings.cover_epochs, teacher=settings.cover_teacher, seed=seed,
+        index=rows, checkpoints=checkpoints,
+    )  # fmt: skip
     unseen = np.zeros(len(valid.rows), dtype=np.int64)
     examples = _examples(network, train, block_sums(train.tokens, start.fold_tables, folds))
     present = {task.name: torch.from_numpy(own.present) for task, own in zip(tasks, train.labels, strict=True)}

@@ -15,6 +15,7 @@ class TrainingSettings(BaseModel):
         word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
         weighing: how the tasks' losses are added up, see losses.py.
         cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
+        cover_teacher: whether the branch also learns to see what a network of photographs sees, see cover_teacher.py.
         cover_dropout, text_dropout: how often a row's cover, and all of its text, is hidden: a cover learns to stand alone, and
             a listing that says nothing gets the priors.
         folds: the start is fitted as often again, each time without a part of the rows, see linear_models.py.
@@ -36,7 +37,8 @@ class TrainingSettings(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weighing: Literal["static", "uncertainty", "famo"] = "static"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
-    cover_epochs: int = Field(default=20, ge=0)
+    cover_epochs: int = Field(default=30, ge=0)
+    cover_teacher: bool = True
     cover_dropout: float = Field(default=0.25, ge=0, lt=1)
     text_dropout: float = Field(default=0.05, ge=0, lt=1)
     hidden_input_probability: dict[str, float] = Field(
