@@ -305,15 +305,17 @@ def test_the_shipped_bundle_is_whole_small_and_better_than_the_majority() -> Non
         np.testing.assert_allclose(values, expected[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("cover_epochs", [0, 30])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    shop: Path, task_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Path, task_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cover_epochs: int
 ) -> None:
     """Stopped after its second epoch and started again, it does two more and ends where an undisturbed one does."""
     from model import fit as fitting
     from model.checkpoint import Checkpoints
 
     task_file = load_task_file(task_path)
-    task_file = task_file.model_copy(update={"training": task_file.training.model_copy(update={"epochs": 4})})
+    settings = task_file.training.model_copy(update={"epochs": 4, "cover_epochs": cover_epochs})
+    task_file = task_file.model_copy(update={"training": settings})
     undisturbed = train_graph([shop], task_file, seed=1)
     save = Checkpoints.save
     epochs: list[int] = []
@@ -335,13 +337,14 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     monkeypatch.setattr(fitting, "_epoch", counted)
     resumed = train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
     assert epochs == [3, 4]
-    # Weights, optimiser, random state and batches were seen to be the same to the bit when it goes on; what the process computed
-    # before can change the last digit of a sum after that.
     for one, other in zip(resumed.trained.network.parameters(), undisturbed.trained.network.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
-    for point, same in zip(resumed.trained.curves, undisturbed.trained.curves, strict=True):
-        assert (point.epoch, point.part, point.task, point.metric) == (same.epoch, same.part, same.task, same.metric)
-        assert point.value == pytest.approx(same.value, abs=1e-4)
+        if cover_epochs:
+            # All states and batches were seen to be the same to the bit where it goes on; after convolutions of this size in the
+            # same process, sums may still differ in their last digit.
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+        else:
+            assert torch.equal(one, other)
+    assert cover_epochs or resumed.trained.curves == undisturbed.trained.curves
 
 
 @pytest.mark.parametrize("covers", [0, 1])
