@@ -35,7 +35,7 @@ from model.prepare import Prepared, as_served, modelled, part_of, prepared, prun
 from model.tasks import Task, TaskFile, resolve
 
 CURVES, EVALUATION = "curves.csv", "evaluation.json"
-_GOLDEN_MARGIN = 1e-3
+_GOLDEN_MARGIN = 1e-3  # between the probabilities of the best label and the next
 _GOLDEN_ROWS = 48
 _COMPARED_ROWS = 1000
 _SKIPPED_SHOWN_MAX = 20

@@ -57,6 +57,15 @@ def test_the_fp16_graph_gives_the_golden_outputs(shipped: Bundle, fp16: onnx.Mod
     assert all(finding.agreement == 1.0 for finding in report.findings if finding.output not in several)
 
 
+def test_golden_rows_stand_off_the_borders_between_labels(shipped: Bundle) -> None:
+    """Else half precision may rightly find another label best, and the engine would be called wrong."""
+    _, expected = shipped.golden()
+    for task in shipped.manifest.tasks:
+        if task.kind in ("single", "ordinal"):
+            second, best = np.sort(expected[task.name], axis=1)[:, -2:].T
+            assert (best - second).min() > 1e-3, task.name
+
+
 def test_inputs_and_outputs_keep_their_types_and_only_the_batch_varies(shipped: Bundle, fp16: onnx.ModelProto) -> None:
     numbers = {"int32": TensorProto.INT32, "float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
     for specs, values in ((shipped.manifest.inputs, fp16.graph.input), (shipped.manifest.outputs, fp16.graph.output)):
