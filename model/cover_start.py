@@ -58,6 +58,7 @@ def learn_covers(
         if checkpoints is not None:
             checkpoints.save("covers", {"weights": trained.state_dict(), "torch_random": torch.get_rng_state()})
     trained.requires_grad_(False)
+    trained.zero_grad(set_to_none=True)  # else its last gradients would count where those of the network are clipped
 
 
 def cover_features(network: Network, covers: NDArray[np.uint8]) -> Tensor:
