@@ -305,43 +305,6 @@ def test_the_shipped_bundle_is_whole_small_and_better_than_the_majority() -> Non
         np.testing.assert_allclose(values, expected[name], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("cover_epochs", [0, 30])
-def test_an_interrupted_training_goes_on_to_the_same_weights(
-    shop: Path, task_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cover_epochs: int
-) -> None:
-    """Stopped after its second epoch and started again, it does two more and ends where an undisturbed one does."""
-    from model import fit as fitting
-    from model.checkpoint import Checkpoints
-
-    task_file = load_task_file(task_path)
-    settings = task_file.training.model_copy(update={"epochs": 4, "cover_epochs": cover_epochs})
-    task_file = task_file.model_copy(update={"training": settings})
-    undisturbed = train_graph([shop], task_file, seed=1)
-    save = Checkpoints.save
-    epochs: list[int] = []
-    epoch_of = fitting._epoch
-
-    def save_then_stop(self: Checkpoints, name: str, state: Any) -> None:
-        save(self, name, state)
-        if name == "fit" and state["epochs_done"] == 2:
-            raise KeyboardInterrupt
-
-    def counted(*args: Any, epoch: int, **more: Any) -> float:
-        epochs.append(epoch)
-        return epoch_of(*args, epoch=epoch, **more)
-
-    monkeypatch.setattr(Checkpoints, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
-    monkeypatch.setattr(Checkpoints, "save", save)
-    monkeypatch.setattr(fitting, "_epoch", counted)
-    resumed = train_graph([shop], task_file, seed=1, unfinished=tmp_path / "states")
-    assert epochs == [3, 4]
-    for one, other in zip(resumed.trained.network.parameters(), undisturbed.trained.network.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert resumed.trained.curves == undisturbed.trained.curves
-
-
 @pytest.mark.parametrize("covers", [0, 1])
 def test_a_batch_without_a_cover_needs_none(trained: Bundle, covers: int) -> None:
     """The outputs are those of a cover of zeros for each row; earlier versions of the service give a single one."""
