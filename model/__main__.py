@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ from rich.table import Table
 
 from model import signing
 from model.bundle import MANIFEST, Bundle, BundleError
-from model.dataset import DataError, read_rows
-from model.tasks import TaskFileError, load_task_file, tasks_of
+from model.dataset import DataError, read_rows, set_name
+from model.tasks import Task, TaskFileError, load_task_file, tasks_of
 
 app = typer.Typer(
     help="The multi-task model of book listings: train it, judge it, look at it.",
@@ -153,7 +153,7 @@ def study(
 def evaluate(
     bundle: BundleFolder,
     data: Data,
-    part: Annotated[str, typer.Option(help="Which part of the data.")] = "valid",
+    part: Annotated[str, typer.Option(help="Which part of the data: each folder's PART.jsonl.gz is read.")] = "valid",
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Metrics of every task, made with the bundle's own features and graph, beside the majority's.
@@ -166,12 +166,14 @@ def evaluate(
     with _told():
         loaded = Bundle.load(bundle)
         _warn_of_refit(loaded, part)
+        tasks = tasks_of(loaded.manifest)
+        _require_known_sets(data, tasks)
         rows = read_rows(data, part=part, settings=loaded.manifest.features)
         found = evaluated(
             open_session(loaded.graph_path, threads=_THREADS),
             loaded.extractor(),
             rows,
-            tasks_of(loaded.manifest),
+            tasks,
             {spec.name: spec for spec in loaded.manifest.tasks},
         )
     if as_json:
@@ -202,6 +204,7 @@ def report(
         loaded = Bundle.load(bundle)
         if data:
             _warn_of_refit(loaded, "valid")
+            _require_known_sets(data, tasks_of(loaded.manifest))
         examples = examples_of(loaded, read_rows(data, part="valid", settings=loaded.manifest.features)) if data else []
         write_report(loaded, out, study=read_runs(study) if study else [], examples=examples)
     _OUT.print(f"wrote {out}", markup=False)
@@ -262,6 +265,15 @@ def sign(bundle: BundleFolder, key: Annotated[Path, typer.Option(help="The Ed255
         except OSError as error:
             raise signing.KeyUnusable(f"{error.filename}: {error.strerror}") from error
     _OUT.print(f"wrote {signature}", markup=False, soft_wrap=True)
+
+
+def _require_known_sets(folders: Sequence[Path], tasks: Sequence[Task]) -> None:
+    """Rows of a set that no task reads would have no figures, without a word."""
+    known = {name for task in tasks for name in task.entry.sets}
+    for folder in folders:
+        if (found := set_name(folder)) not in known:
+            sets = ", ".join(sorted(known))
+            raise DataError(f"{folder}: expected a folder named after a set of the bundle ({sets}), found {found}")
 
 
 def _warn_of_refit(bundle: Bundle, part: str) -> None:

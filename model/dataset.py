@@ -69,6 +69,11 @@ class Rows:
         return grouped
 
 
+def set_name(folder: Path) -> str:
+    """A set is called like its folder, also where that is given as `.`; a link by its own name."""
+    return folder.absolute().name
+
+
 def joined(first: Rows, second: Rows) -> Rows:
     """The rows of both, of the same feature settings."""
     moved = np.where(second.cover_of >= 0, second.cover_of + len(first.covers), UNLABELLED)
@@ -119,7 +124,7 @@ def read_rows(
             seen[listing.listing_id] = where
             listings.append(listing)
             values.append(row)
-            sets.append(folder.name)
+            sets.append(set_name(folder))
             cover_names.append(row.get("cover"))
         for file in (path, folder / "covers.zip"):
             if file.is_file():

@@ -24,7 +24,7 @@ from model.baseline import baseline
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
 from model.calibrate import Calibration
 from model.checkpoint import Checkpoints
-from model.dataset import DataError, Rows, folds_by_title, joined, read_rows
+from model.dataset import DataError, Rows, folds_by_title, joined, read_rows, set_name
 from model.evaluate import Evaluation, evaluate, features_of, open_session, reference_shares
 from model.export import ServingGraph, difference, export_graph, input_specs, output_specs
 from model.features import FeatureExtractor, Features, FeatureSettings, Vocabulary
@@ -156,7 +156,7 @@ def train_graph(
             progress(f"left out: {line}")
         progress(f"left out {len(skipped)} rows and covers in all")
     if not len(train) or not len(valid):
-        raise DataError(f"expected rows in train and valid of {[folder.name for folder in folders]}, found none")
+        raise DataError(f"expected rows in train and valid of {[set_name(folder) for folder in folders]}, found none")
     return learned(train, valid, task_file, seed=seed, limit=limit, unfinished=unfinished, progress=progress)
 
 

@@ -227,10 +227,12 @@ def test_what_the_user_can_mend_ends_with_exit_code_2(trained: Bundle, shop: Pat
         RUNNER.invoke(app, ["inspect", "--bundle", str(tmp_path)]),
         RUNNER.invoke(app, ["evaluate", "--bundle", str(trained.path), "--data", str(shop), "--part", "tset"]),
         RUNNER.invoke(app, ["train", "--tasks", str(task_path)]),
+        RUNNER.invoke(app, ["evaluate", "--bundle", str(trained.path), "--data", str(tmp_path / "renamed")]),
     ]
-    assert [result.exit_code for result in wrong] == [2] * 5
+    assert [result.exit_code for result in wrong] == [2] * 6
     assert "nowhere" in wrong[0].output
     assert "nowhere.toml" in wrong[1].output
+    assert "renamed: expected a folder named after a set of the bundle (shop), found renamed" in wrong[5].output.replace("\n", "")
     assert not (tmp_path / "x").exists()
 
 
