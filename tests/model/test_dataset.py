@@ -38,6 +38,15 @@ def test_rows_listings_and_covers_stand_side_by_side(tmp_path: Path) -> None:
     assert len(read(tmp_path / "shop", limit=5)) == 5
 
 
+def test_a_set_is_called_like_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the folder is given as the one we are in, and by the link's name where it is a link."""
+    folder = a_shop_folder(tmp_path, train=3)
+    monkeypatch.chdir(folder)
+    assert set(read(Path()).sets) == {"shop"}
+    (tmp_path / "linked").symlink_to(folder)
+    assert set(read(tmp_path / "linked").sets) == {"linked"}
+
+
 def test_what_gives_the_label_away_is_no_input(tmp_path: Path) -> None:
     """ISBN, id and the cover's name change nothing that the model sees."""
     plain = made_up_rows(5, first=0, seed=1)
