@@ -103,6 +103,8 @@ def study(
 ) -> None:
     """Compares one network for all tasks with one network a task, and prints each task's gain.
 
+    No language model teaches either kind: a task's `taught_share` is passed over.
+
     Example: python -m model study --data ../shared/data/goodreads --tasks shop.toml --out study.jsonl --scarce genre --share 0.05
     """
     import dataclasses

@@ -2,7 +2,8 @@
 
 A task's linear model is the sum of three: an SVM over the n-grams; one over the n-grams scaled by what each says about the label,
 as naive Bayes would have it; and a regression over the sum of the words' vectors (word_vectors.py), which generalises where the
-others remember. All are linear in the n-grams, so one row of coefficients for each n-gram holds their sum.
+others remember. All are linear in the n-grams, so one row of coefficients for each n-gram holds their sum. Where a language model
+teaches a task, what it taught joins them (text_student.py).
 
 The models have seen the labels of the rows that the network is trained on next, whose decisions are therefore too good to
 learn from. So each model is fitted once more for each fold, without the fold's rows, and a training row is read through the
@@ -81,6 +82,13 @@ class LinearModels:
         """The same models for a table of only these rows."""
         return dataclasses.replace(self, weights=self.weights[:, :, rows], svm_weights=self.svm_weights[:, rows])
 
+    def joined(self, columns: NDArray[np.int64], weights: NDArray[np.float32], biases: NDArray[np.float32]) -> "LinearModels":
+        """The same models, in all folds of which these columns' logits have others added, float32 [columns, table rows]."""
+        every, all_biases = self.weights.copy(), self.biases.copy()
+        every[:, columns] = (every[:, columns].astype(np.float32) + weights).astype(np.float16)
+        all_biases[:, columns] += biases
+        return dataclasses.replace(self, weights=every, biases=all_biases)
+
 
 def linear_models(
     tasks: Sequence[Task],
@@ -131,7 +139,9 @@ def linear_models(
 
 def _identity(task: Task) -> dict[str, object]:
     """What a task's linear models depend on."""
-    return task.entry.model_dump(mode="json", exclude={"weight", "start_share", "shapes_representation", "leans_on", "top_k"})
+    return task.entry.model_dump(
+        mode="json", exclude={"weight", "start_share", "shapes_representation", "leans_on", "top_k", "taught_share"}
+    )
 
 
 # Weights [columns, features] and biases [columns].

@@ -48,7 +48,7 @@ def task_losses(
         rows = target.present.sum()
         if rows == 0:
             continue
-        each = _row_losses(task, outputs[task.name], target, label_smoothing=label_smoothing)  # [B]
+        each = row_losses(task, outputs[task.name], target, label_smoothing=label_smoothing)  # [B]
         # Between a mean over the batch, which starves tasks with few labels, and one over the labelled rows, which lets a
         # lone row shout.
         losses[task.name] = task.entry.weight * (each * target.present).sum() / (rows * len(each)).sqrt()
@@ -98,7 +98,8 @@ class Weighing(nn.Module):
         return self.scores[[self._place[name] for name in losses]]
 
 
-def _row_losses(task: Task, logits: Tensor, target: Target, *, label_smoothing: float) -> Tensor:
+def row_losses(task: Task, logits: Tensor, target: Target, *, label_smoothing: float) -> Tensor:
+    """Each row's loss, float32 [B], of logits [B, columns]; of a row without the label it means nothing."""
     values = target.values
     if task.entry.kind == "multi":
         return functional.binary_cross_entropy_with_logits(logits, values, reduction="none").sum(dim=1) * _MULTI_SCALE  # [B]

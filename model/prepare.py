@@ -18,6 +18,7 @@ from model.linear_start import factored, importance
 from model.network import Network, Shape
 from model.table import expanded, quantised
 from model.tasks import Task, TaskFile
+from model.text_student import Student, student_of, taught
 from model.word_vectors import word_vectors
 
 
@@ -46,6 +47,20 @@ class Prepared:
     biases: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """Every gram that may get a row of the table, the training rows in these grams, and the linear models over them.
+
+    Attributes:
+        student: what joined them of what a language model knows; None where it teaches no task.
+    """
+
+    vocabulary: Vocabulary
+    seen: Part
+    models: LinearModels
+    student: Student | None
+
+
 def part_of(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> Part:
     return Part(rows, extractor.tokens(rows.listings), [labels_of(task, rows) for task in tasks])
 
@@ -53,8 +68,13 @@ def part_of(rows: Rows, extractor: FeatureExtractor, tasks: Sequence[Task]) -> P
 def modelled(
     task_file: TaskFile, tasks: Sequence[Task], train: Rows, *, folds: NDArray[np.int64],
     checkpoints: Checkpoints | None, progress: Callable[[str], None], recipes: Sequence[Recipe] | None = None,
-) -> tuple[Vocabulary, Part, LinearModels]:  # fmt: skip
-    """Every gram that may get a row of the table, the training rows in these grams, and the linear models over them."""
+    student: Student | None = None,
+) -> Modelled:  # fmt: skip
+    """Fits the linear models, and where a language model teaches a task its student.
+
+    Args:
+        recipes, student: of a fit before this one, which then need not be found again.
+    """
     settings, by_meaning = task_file.features, task_file.training.word_vectors
     vocabulary = build_vocabulary(train.listings, settings)
     seen = part_of(train, FeatureExtractor(settings, vocabulary), tasks)
@@ -63,21 +83,32 @@ def modelled(
         tasks, seen.labels, seen.tokens, vectors=vectors, table_rows=vocabulary.rows, folds=folds, recipes=recipes,
         checkpoints=None if checkpoints is None else checkpoints.narrowed(word_vectors=by_meaning), progress=progress,
     )  # fmt: skip
-    return vocabulary, seen, models
+    if pupils := taught(tasks):
+        if student is None:
+            own = [each for task, each in zip(tasks, seen.labels, strict=True) if task in pupils]
+            student = student_of(
+                train, pupils, own, vocabulary, settings, vectors=vectors, made_up=task_file.training.made_up_titles,
+                checkpoints=checkpoints, progress=progress,
+            )  # fmt: skip
+        columns = np.concatenate([np.full(task.width, task.entry.taught_share, dtype=np.float32) for task in tasks])
+        shares = columns[columns > 0]
+        models = models.joined(
+            np.flatnonzero(columns), shares[:, None] * student.weights(vocabulary, vectors), shares * student.biases
+        )
+    return Modelled(vocabulary, seen, models, student)
 
 
 def pruned(
-    vocabulary: Vocabulary, models: LinearModels, tasks: Sequence[Task], tokens: Tokens, *,
-    rows_max: int, progress: Callable[[str], None],
-) -> tuple[Vocabulary, LinearModels]:  # fmt: skip
+    whole: Modelled, tasks: Sequence[Task], *, rows_max: int, progress: Callable[[str], None]
+) -> tuple[Vocabulary, LinearModels]:
     """The grams that the linear models of all tasks lean on most, where there are too many."""
-    if vocabulary.rows <= rows_max:
-        return vocabulary, models
-    moved = importance(models, tasks, tokens)
+    if whole.vocabulary.rows <= rows_max:
+        return whole.vocabulary, whole.models
+    moved = importance(whole.models, tasks, whole.seen.tokens)
     rows = np.sort(np.argsort(-moved[1:], kind="stable")[: rows_max - 1] + 1)
     share = moved[rows].sum() / moved.sum()
-    progress(f"kept {rows_max} of {vocabulary.rows} table rows, which make {share:.2%} of the linear models' decisions")
-    return vocabulary.kept(rows), models.kept(np.concatenate([[PAD_ID], rows]))
+    progress(f"kept {rows_max} of {whole.vocabulary.rows} table rows, which make {share:.2%} of the linear models' decisions")
+    return whole.vocabulary.kept(rows), whole.models.kept(np.concatenate([[PAD_ID], rows]))
 
 
 def prepared(

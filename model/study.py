@@ -1,7 +1,8 @@
 """Does learning the tasks together pay? One network for all tasks against one network a task, same trunk, data and settings.
 
 With all labels, and with a share of the labels of one task at a time. Every network of a seed sees the same rows, the same
-kept labels and the same number of epochs. What it says stands in study_runs.py.
+kept labels and the same number of epochs. No language model teaches them (`taught_share`): it would be tuned anew for every
+share of labels. What the study says stands in study_runs.py.
 """
 
 import dataclasses

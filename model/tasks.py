@@ -70,6 +70,8 @@ class TaskEntry(_Part):
             are mostly noise.
         start_c, start_alpha: regularisation of its linear model, see linear_models.py; C of the SVM, alpha of the ridge.
         start_share: how much of the start's limited rank it may claim.
+        taught_share: for `single` and `multi`, how much a language model's knowledge of titles weighs beside the linear model;
+            above 0, one is tuned on the task's labels in training, see text_teacher.py. It reads English.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
@@ -88,6 +90,7 @@ class TaskEntry(_Part):
     start_c: float = Field(default=0.3, gt=0)
     start_alpha: float = Field(default=5.0, gt=0)
     start_share: float = Field(default=1.0, gt=0)
+    taught_share: float = Field(default=0.0, ge=0, le=1)
     top_k: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
@@ -100,6 +103,8 @@ class TaskEntry(_Part):
             raise ValueError("scale, rank_within and value_bands: expected for a regression only")
         if (self.scale == "rank") != (self.rank_within is not None):
             raise ValueError('rank_within: expected the field whose values are ranked apart, with scale = "rank"')
+        if self.taught_share and (self.kind not in ("single", "multi") or self.field in INPUT_FIELDS):
+            raise ValueError("taught_share: expected for a single- or multi-label task only, whose field the model does not see")
         if self.asked_only_where_missing and self.field not in INPUT_FIELDS:
             raise ValueError(f"asked_only_where_missing: expected a field the model sees: {', '.join(INPUT_FIELDS)}")
         return self

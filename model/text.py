@@ -46,6 +46,7 @@ CJK_RANGES = (
     (0xF900, 0xFAFF),
     (0x20000, 0x323AF),
 )
+CJK_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # inside the brackets of a regular expression
 # ISO 639-2 and common names to ISO 639-1: shops write "eng", "en-US" and "English" for one language.
 _LANGUAGES = {
     "eng": "en", "english": "en", "fre": "fr", "fra": "fr", "french": "fr", "ger": "de", "deu": "de", "german": "de",

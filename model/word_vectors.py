@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from model.features import FeatureSettings, Vocabulary
 from model.listing import Listing
-from model.text import CJK, CJK_RANGES, FAMILIES, WORD, grams_of
+from model.text import CJK, CJK_CLASS, FAMILIES, WORD, grams_of
 
 WIDTH = 512
 _BATCH = 64
 _LOOKED_UP = 256
-_CJK_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
-_CJK_RUN = re.compile(f"[{_CJK_CLASS}]+")
-_WORD_RUN = re.compile(rf"[^\W_{_CJK_CLASS}]+")
+_CJK_RUN = re.compile(f"[{CJK_CLASS}]+")
+_WORD_RUN = re.compile(rf"[^\W_{CJK_CLASS}]+")
 
 
 def word_vectors(

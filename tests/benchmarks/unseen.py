@@ -108,9 +108,9 @@ def compared(outcome: Outcome, held: Rows, task_file: TaskFile, *, kept: Path) -
     """The SVMs of the same training, which it has kept."""
     folds = folds_by_title(outcome.train.listings, folds=task_file.training.folds)
     checkpoints = Checkpoints(kept, identity_of(task_file, outcome.train, outcome.valid, limit=None))
-    whole, _, models = modelled(task_file, outcome.tasks, outcome.train, folds=folds, checkpoints=checkpoints, progress=print)
-    unseen = part_of(held, FeatureExtractor(task_file.features, whole), outcome.tasks)
-    return baseline(models, outcome.tasks, held, unseen.tokens, unseen.labels)
+    whole = modelled(task_file, outcome.tasks, outcome.train, folds=folds, checkpoints=checkpoints, progress=print)
+    unseen = part_of(held, FeatureExtractor(task_file.features, whole.vocabulary), outcome.tasks)
+    return baseline(whole.models, outcome.tasks, held, unseen.tokens, unseen.labels)
 
 
 def show(found: Mapping[str, Figures], *, title: str) -> None:

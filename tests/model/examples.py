@@ -71,6 +71,12 @@ field = "page_count"
 scale = "log"
 value_bands = [150, 500]
 """
+# A language model teaches the first two tasks.
+TAUGHT_TASK_FILE = (
+    TASK_FILE.replace("[training]\n", "[training]\nmade_up_titles = 300\n")
+    .replace('field = "category"\n', 'field = "category"\ntaught_share = 0.5\n')
+    .replace('field = "tags"\n', 'field = "tags"\ntaught_share = 0.5\n')
+)
 
 
 def a_novel(**changes: Any) -> Listing:

