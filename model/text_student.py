@@ -35,6 +35,7 @@ _PASSES = 4
 _BATCH = 512
 _GRAM_RATE, _MEANING_RATE, _WEIGHT_DECAY = 1e-2, 2e-3, 1e-2
 _MULTI_SCALE = 0.3
+_MADE_UP_PER_LISTING = 10
 _SCALED_BY = 10_000  # titles
 _SEED = 5
 _CJK = re.compile(f"[{CJK_CLASS}]")
@@ -107,7 +108,8 @@ def student_of(
         matrix = text_matrix(tokens, table_rows=vocabulary.rows, hidden=None).astype(np.float32)
         return _fitted(matrix, logits, tasks, vectors)
 
-    state = {name: tensor.numpy() for name, tensor in once("text-student", learned).items()}
+    with torch.random.fork_rng(devices=[]):  # what training draws must not depend on what was asked or kept
+        state = {name: tensor.numpy() for name, tensor in once("text-student", learned).items()}
     return Student(vocabulary, by_gram=state["by_gram"], by_meaning=state["by_meaning"], biases=state["biases"])
 
 
@@ -119,7 +121,8 @@ def _asked_about(train: Rows, labelled: NDArray[np.bool_], *, made_up: int) -> l
         each for each, has_label in zip(pairs, labelled, strict=True) if not has_label and not _CJK.search(each.title or "")
     ]
     bare = [Listing(listing_id=each.listing_id, title=each.title) for each in others]
-    return made_up_listings(known, others, count=made_up, seed=_SEED) + bare + others
+    count = min(made_up, _MADE_UP_PER_LISTING * len(known))  # a quick try of few rows shall be quick
+    return made_up_listings(known, others, count=count, seed=_SEED) + bare + others
 
 
 def _fitted(matrix: csr_matrix, logits: Tensor, tasks: Sequence[Task], vectors: NDArray[np.float32] | None) -> dict[str, Tensor]:
@@ -133,12 +136,12 @@ def _fitted(matrix: csr_matrix, logits: Tensor, tasks: Sequence[Task], vectors: 
     sample = matrix[random.permutation(matrix.shape[0])[:_SCALED_BY]] @ meanings
     scale = float(sample.std(axis=0).mean()) if sample.size else 1.0
     grams = nn.EmbeddingBag(matrix.shape[1], logits.shape[1], mode="sum", sparse=True)
-    words = nn.Linear(meanings.shape[1], logits.shape[1])
-    for each in (grams.weight, words.weight, words.bias):
-        nn.init.zeros_(each)
+    by_meaning = nn.Parameter(torch.zeros(logits.shape[1], meanings.shape[1]))
+    biases = nn.Parameter(torch.zeros(logits.shape[1]))
+    nn.init.zeros_(grams.weight)
     optimizers: list[tuple[Any, float]] = [
         (torch.optim.SparseAdam(list(grams.parameters())), _GRAM_RATE),
-        (torch.optim.AdamW(words.parameters(), weight_decay=_WEIGHT_DECAY), _MEANING_RATE),
+        (torch.optim.AdamW([by_meaning, biases], weight_decay=_WEIGHT_DECAY), _MEANING_RATE),
     ]
     steps = _PASSES * -(-matrix.shape[0] // _BATCH)
     with progress_bar() as progress:
@@ -149,7 +152,7 @@ def _fitted(matrix: csr_matrix, logits: Tensor, tasks: Sequence[Task], vectors: 
                 order = random.permutation(matrix.shape[0])
             batch = order[place : place + _BATCH]
             rows = matrix[batch]
-            said = words(torch.from_numpy(rows @ meanings / scale)) + grams(
+            said = functional.linear(torch.from_numpy(rows @ meanings / scale), by_meaning, biases) + grams(
                 *(torch.from_numpy(each.astype(np.int64)) for each in (rows.indices, rows.indptr[:-1])),
                 per_sample_weights=torch.from_numpy(rows.data),
             )
@@ -164,8 +167,8 @@ def _fitted(matrix: csr_matrix, logits: Tensor, tasks: Sequence[Task], vectors: 
             progress.advance(bar)
     return {
         "by_gram": grams.weight.detach().T.contiguous(),
-        "by_meaning": words.weight.detach() / scale,
-        "biases": words.bias.detach(),
+        "by_meaning": by_meaning.detach() / scale,
+        "biases": biases.detach(),
     }
 
 

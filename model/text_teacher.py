@@ -100,7 +100,7 @@ def tuned(listings: Sequence[Listing], tasks: Sequence[Task], labels: Sequence[L
         TaskFileError: as of `weights_folder`.
     """
     index = np.flatnonzero(np.any([own.present for own in labels], axis=0))
-    with torch.random.fork_rng(devices=[]):  # what training draws must not depend on whether the teacher was asked or kept
+    with torch.random.fork_rng(devices=[]):  # the caller's draws stay what they would be without
         torch.manual_seed(_SEED)
         teacher = Teacher(sum(task.width for task in tasks)).train()
         tokens = teacher.tokens([listings[row] for row in index.tolist()])

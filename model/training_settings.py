@@ -13,8 +13,8 @@ class TrainingSettings(BaseModel):
     Attributes:
         table_rows, table_width: the table's size, half a byte a number in the bundle; most of the bundle.
         word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
-        made_up_titles: about so many titles, beside the shop's own, a language model is asked, where a task has a
-            `taught_share`; see made_up.py.
+        made_up_titles: about so many titles, beside the shop's own, a language model is asked, but at most ten for each listing
+            it has learned from; where a task has a `taught_share`, see made_up.py.
         weighing: how the tasks' losses are added up, see losses.py.
         cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
         cover_teacher: whether the branch also learns to see what a network of photographs sees, see cover_teacher.py.

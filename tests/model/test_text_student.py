@@ -163,7 +163,9 @@ def test_the_linear_models_of_taught_tasks_say_what_the_student_says(
     asked = {"folds": folds, "checkpoints": kept, "progress": lambda line: None}
     plain = modelled(task_file, untaught, train, **asked)
     assert plain.student is None
+    before = torch.get_rng_state()
     both = modelled(task_file, tasks, train, **asked)
+    assert torch.equal(torch.get_rng_state(), before), "a training that goes on from kept states would draw other numbers"
     student = both.student
     assert student is not None
     width = sum(task.width for task in tasks[:2])

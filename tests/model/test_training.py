@@ -288,7 +288,9 @@ def test_torch_and_onnxruntime_agree_on_a_thousand_rows(shop: Path, task_path: P
 def test_torch_and_onnxruntime_agree_on_a_thousand_real_rows(shared_data: Path, tmp_path: Path) -> None:
     """The same for 1,000 real listings and every task of the shipped file, trained on a small share of the data."""
     task_file = load_task_file(Path(__file__).parents[2] / "model" / "books.toml")
-    quick = task_file.training.model_copy(update={"epochs": 1, "table_rows": 20_000, "word_vectors": False})
+    quick = task_file.training.model_copy(
+        update={"epochs": 1, "table_rows": 20_000, "word_vectors": False, "made_up_titles": 1_000}
+    )
     folders = [shared_data / name for name in ("bookdepository", "douban-zh", "goodreads", "gutenberg")]
     outcome = train_graph(folders, task_file.model_copy(update={"training": quick}), seed=3, limit=1000)
     assert apart_on_a_thousand_rows(outcome, task_file.features, tmp_path) < 1e-4
