@@ -127,6 +127,7 @@ def counts(task: Task, given: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]
 
 
 def score(found: NDArray[Any]) -> float:
+    """Of `counts`."""
     hits, of = found.sum(axis=0)
     return float(hits / of)
 
