@@ -73,7 +73,7 @@ def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
         )
     rows = expanded(packed, numpy_helper.to_array(scales))
     table.CopyFrom(numpy_helper.from_array(rows.astype(dtype), "table"))
-    text = _first_joined(graph, "table")
+    text = _read_by_layers(graph, "table")
     for node in graph.node:
         node.input[:] = ["text" if name == text else name for name in node.input]
     axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "text.axis")
@@ -91,16 +91,16 @@ def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
     _drop_unused(graph)
 
 
-def _first_joined(graph: onnx.GraphProto, name: str) -> str:
-    """The output of the first Concat that depends on a tensor: there the two halves of the rows' sums meet."""
+def _read_by_layers(graph: onnx.GraphProto, name: str) -> str:
+    """What the first layer that depends on a tensor reads: the sum of the rows."""
     reached = {name}
     for node in graph.node:
         if reached.intersection(node.input):
-            if node.op_type == "Concat":
-                output: str = node.output[0]
-                return output
+            if node.op_type in _LAYER_OPS:
+                text: str = node.input[0]
+                return text
             reached.update(node.output)
-    raise GraphError(f"expected the sums of {name} to be joined, found no Concat after it: export the bundle with this version")
+    raise GraphError(f"expected a layer that reads the sums of {name}, found none: export the bundle with this version")
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -1,6 +1,6 @@
 """The trained network to the ONNX graph that serves it.
 
-Token ids are int32 and gathered from rows of four bits a number with a scale each, two numbers a byte; covers are uint8 and
+Token ids are int32 and gathered from rows of four bits a number with a scale each (text_sum.py); covers are uint8 and
 normalised inside, and calibration is part of the graph. There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not
 parse or runs badly.
 """
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from onnxscript import opset18
 from torch import Tensor, nn
-from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers dequantize_per_tensor
 from torch.nn import functional
 
 from model.bundle import TensorSpec
@@ -26,8 +25,9 @@ from model.calibrate import Calibration, bend_factors, beside_rivals, in_its_ban
 from model.features import Features, FeatureSettings
 from model.leaning import Leaning
 from model.network import Network
-from model.table import DIGIT_BITS, DIGITS, MIDDLE, quantised
+from model.table import DIGIT_BITS, quantised
 from model.tasks import Task
+from model.text_sum import weighted_sum
 
 OPSET = 18
 # The covers' own first dimension: those of the batch's first rows, all of them or none, since the convolutions of covers that
@@ -79,19 +79,9 @@ class ServingGraph(nn.Module):
             single, ordinal, multi: probabilities float32 [B, labels]; regression: value, low and high [B, 3];
             embedding: float32 [B, E] of length one.
         """
-        batch, tokens = token_ids.shape
-        flat = token_ids.reshape(-1)  # [B * T]
-        weights = token_weights * self.get_buffer("scales").index_select(0, flat).reshape(batch, tokens)  # [B, T]
-        shape = (batch, tokens, self.network.shape.table_width // 2)
-        pairs = self.get_buffer("table").index_select(0, flat).reshape(shape)  # [B, T, D / 2]
-        # Taken apart as bytes, a quarter of the memory that numbers are, and centred, or sums of hundreds of bytes lose digits.
-        # Sums are linear, so the lower digits need no array of their own.
-        upper = torch.bitwise_right_shift(pairs, DIGIT_BITS)  # [B, T, D / 2], 0 .. 15
-        of_pairs = torch.bmm(weights.unsqueeze(1), _centred(pairs, 128)).squeeze(1)  # [B, D / 2]
-        of_upper = torch.bmm(weights.unsqueeze(1), _centred(upper, DIGITS // 2)).squeeze(1)  # [B, D / 2]
-        of_weights = weights.sum(dim=1, keepdim=True)  # [B, 1]
-        text = torch.cat([of_upper + 0.5 * of_weights, of_pairs - DIGITS * of_upper - MIDDLE * of_weights], dim=1)  # [B, D]
-        logits, embedding = self.network(text, self._of_covers(cover, batch), cover_present)  # [B, K], [B, E]
+        text = weighted_sum(self.get_buffer("table"), self.get_buffer("scales"), token_ids, token_weights)  # [B, D]
+        covers = self._of_covers(cover, token_ids.shape[0])  # [B, 96]
+        logits, embedding = self.network(text, covers, cover_present)  # [B, K], [B, E]
         return (*self.answers(logits), functional.normalize(embedding, dim=1))
 
     def _of_covers(self, cover: Tensor, batch: int) -> Tensor:
@@ -130,12 +120,6 @@ class ServingGraph(nn.Module):
         most = torch.cat([functional.softmax(each, dim=1).amax(dim=1, keepdim=True) for each in scores.values()], dim=1)
         factors = torch.split(bend_factors(most, self.get_buffer("bends")), 1, dim=1)  # one [B, 1] each
         return {name: each * factor for (name, each), factor in zip(scores.items(), factors, strict=True)}
-
-
-def _centred(values: Tensor, middle: int) -> Tensor:
-    """uint8 to float32, less `middle`, in one step of ONNX."""
-    found: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(values, 1.0, middle, 0, 255, torch.uint8)
-    return found
 
 
 def _answer(task: Task, scores: Tensor, calibration: Calibration) -> Tensor:
