@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 
 from model.table import expanded, quantised
-from model.text_sum import weighted_sum
+
+torch = pytest.importorskip("torch", reason="the train extra is not installed")
+
+from model.text_sum import weighted_sum  # noqa: E402 - after the check that torch is there
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 320])
