@@ -77,12 +77,14 @@ class ExactlyOnce:
         """Ends the transaction together with the group's offsets. Call it again, unchanged, after DependencyUnavailable.
 
         Raises:
-            TransactionAborted: it cannot be committed; call `abort` and rewind.
+            TransactionAborted: it cannot be committed; call `abort` and rewind. Also where none is open: offsets alone, without
+                the answers that `send` put beside them, would skip their records for good.
             DependencyUnavailable: no answer yet; the transaction is still open.
             Fenced: the client cannot go on.
         """
+        if not self._open:
+            raise TransactionAborted("commit: expected an open transaction with the answers for these offsets, found none")
         if not self._committing:
-            self._begin()
             offsets, metadata = topic_partitions(positions), self._source.group_metadata()
             self._ask_or_replace("send_offsets_to_transaction", lambda: self._send_offsets(offsets, metadata))
             self._committing = True

@@ -1,9 +1,10 @@
-"""Named points between the steps of the pipeline at which a fault test kills or delays the process. For tests only.
+"""Named points between the steps of the pipeline at which a fault test kills or delays the process, or ends its transaction.
 
 `FAILPOINT=after_store:kill:3` makes the process kill itself (SIGKILL) when it comes to `after_store` for the third time;
-`FAILPOINT=before_commit:sleep=2.5:1` makes the thread that comes there first sleep. Several are separated by commas and happen
-in the order given. The variable is read here, once, when the process starts; it is no setting, and a service in which one is
-armed says so in its log. Where none is armed a point costs a call and a comparison with None, once a batch.
+`FAILPOINT=before_commit:sleep=2.5:1` makes the thread that comes there first sleep, `before_commit:abort:1` is told what a broker
+says that refuses the commit. Several are separated by commas and happen in the order given. The variable is read here, once,
+when the process starts. It is for tests, no setting, and a service in which one is armed says so in its log. Where none is armed
+a point costs a call and a comparison with None, once a batch.
 """
 
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from consumer.errors import SettingsError
+from consumer.errors import SettingsError, TransactionAborted
 
 log = structlog.get_logger(__name__)
 
@@ -38,10 +39,11 @@ POINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What happens at the `hit`-th time; `sleep_s` is None for a kill."""
+    """What happens at the `hit`-th time: "kill", "abort" or "sleep"."""
 
-    sleep_s: float | None
+    what: str
     hit: int
+    sleep_s: float = 0.0
 
 
 class Armed:
@@ -53,18 +55,19 @@ class Armed:
         self._lock = threading.Lock()
 
     def reached(self, name: str) -> None:
-        """Does what is to happen at this point, this time."""
+        """Does what is to happen at this point, this time. Raises: TransactionAborted, where that is to happen."""
         if name not in self._actions:
             return
         with self._lock:
             self._hits[name] += 1
             due = [action for action in self._actions[name] if action.hit == self._hits[name]]
         for action in due:
-            log.warning("failpoint", name=name, hit=action.hit, sleep_s=action.sleep_s)
-            if action.sleep_s is None:
+            log.warning("failpoint", name=name, what=action.what, hit=action.hit, sleep_s=action.sleep_s)
+            if action.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            else:
-                time.sleep(action.sleep_s)
+            if action.what == "abort":
+                raise TransactionAborted(f"failpoint {name}")
+            time.sleep(action.sleep_s)
 
 
 def armed(text: str | None) -> Armed | None:
@@ -78,13 +81,13 @@ def armed(text: str | None) -> Armed | None:
     actions: dict[str, list[Action]] = {}
     for part in text.split(","):
         try:
-            name, action, hit = part.split(":")
-            if name not in POINTS or not (action == "kill" or action.startswith("sleep=")):
+            name, how, hit = part.split(":")
+            what, _, seconds = how.partition("=")
+            if name not in POINTS or what not in ("kill", "abort", "sleep") or (what == "sleep") != bool(seconds):
                 raise ValueError(part)
-            sleep_s = None if action == "kill" else float(action.removeprefix("sleep="))
-            actions.setdefault(name, []).append(Action(sleep_s, int(hit)))
+            actions.setdefault(name, []).append(Action(what, int(hit), float(seconds or 0)))
         except ValueError:
-            expected = f"POINT:kill:HIT or POINT:sleep=SECONDS:HIT with a point of {', '.join(POINTS)}"
+            expected = f"POINT:kill:HIT, POINT:abort:HIT or POINT:sleep=SECONDS:HIT with a point of {', '.join(POINTS)}"
             raise SettingsError(f"{VARIABLE}: expected {expected}; found {part!r}") from None
     log.warning("failpoints_armed", actions=text)
     return Armed(actions)

@@ -202,8 +202,8 @@ class Pipeline:
             self._patience.ask(self._commit_open, between=self._stay_alive)
 
     def _commit_open(self) -> None:
-        positions = dict(self._positions)
-        if positions:  # else `before_revoked` committed them, while this commit was waiting
+        self._check_ownership()
+        if positions := dict(self._positions):  # else `before_revoked` committed them, while this commit was waiting
             failpoints.reached("before_commit")
             self._delivery.commit(positions)
             failpoints.reached("after_commit")
@@ -239,6 +239,7 @@ class Pipeline:
                 self._step()
             self._drain()
         finally:
+            self._positions.clear()  # what is still open is dropped: leaving the group must not commit offsets without answers
             self._patience.give_up()
             self._suspects.give_up()
             self._prepare_thread.shutdown(wait=True, cancel_futures=True)
@@ -373,8 +374,7 @@ class Pipeline:
                 self._must_rewind = True
 
     def lost(self) -> None:
-        """The source calls this when partitions went without a chance to commit: the open transaction holds answers for
-        records that another member answers by now (guarantee 3)."""
+        """The source calls this when partitions went without a chance to commit: another member answers them by now."""
         self._must_rewind = self._must_rewind or bool(self._positions)
 
     def _check_ownership(self) -> None:

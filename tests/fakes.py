@@ -32,6 +32,10 @@ class Failures:
     def next(self, *errors: Exception) -> None:
         self._next.extend(errors)
 
+    def clear(self) -> None:
+        self._next.clear()
+        self.always = None
+
     def raise_next(self) -> None:
         if self._next:
             raise self._next.popleft()
@@ -169,6 +173,10 @@ class FakeSource:
     def lag(self) -> dict[int, int]:
         return {p[1]: len(self._kafka.logs[p]) - self._resume_at[p] for p in self._generations}
 
+    def close(self) -> None:
+        """Leaves the group, which takes the partitions back first, as the real client does."""
+        self.revoke(*self.owned)
+
     # what the group does to it
 
     @property
@@ -202,6 +210,7 @@ class FakeDelivery:
         self._kafka = kafka
         self._source = source
         self.open: list[OutputRecord] = []
+        self._is_open = False
         self._committing: dict[Partition, int] | None = None
         self._must_abort = False
         self._in_doubt = False
@@ -213,6 +222,7 @@ class FakeDelivery:
         assert not self._must_abort, "a transaction that was aborted by the broker takes nothing more"
         assert self._committing is None, "the transaction is being committed"
         taken = list(outputs)
+        self._is_open = True
         self._failing(self.send_failures)
         self.open += taken
         self.sends.append(taken)
@@ -221,11 +231,12 @@ class FakeDelivery:
         assert not self._must_abort, "a transaction that was aborted by the broker cannot be committed"
         assert self._committing in (None, dict(positions)), "a commit is repeated unchanged"
         assert positions, "a commit without offsets"
+        assert self._is_open, "offsets whose answers are in no open transaction: their records would be skipped"
         assert set(positions) <= self._source.owned, f"offsets of {positions}, but {self._source.owned} are owned"
         self._failing(self.commit_failures)
         happens = self.doubts.popleft() if self.doubts else None
         if happens is not False:
-            outputs, self.open, self._committing = self.open, [], None
+            outputs, self.open, self._committing, self._is_open = self.open, [], None, False
             self._kafka.commit(outputs, positions)
         if happens is not None:
             self._in_doubt = self._must_abort = True
@@ -234,9 +245,15 @@ class FakeDelivery:
     def abort(self) -> bool:
         self.abort_failures.raise_next()
         self._kafka.aborted.append(self.open)
-        self.open, self._committing, self._must_abort = [], None, False
+        self.open, self._committing, self._must_abort, self._is_open = [], None, False, False
         in_doubt, self._in_doubt = self._in_doubt, False
         return in_doubt
+
+    def close(self) -> None:
+        """Drops what is open."""
+        if self._is_open:
+            self.abort_failures.clear()
+            self.abort()
 
     def _failing(self, failures: Failures) -> None:
         try:

@@ -87,9 +87,14 @@ class Journey:
         self.source.after_lost = self.pipeline.lost
 
     def run(self, until: Callable[[], bool] | None = None, *, deadline_s: float = 10) -> "Journey":
-        """Runs on this thread until the condition holds (default: every offset is committed), then drains."""
+        """Runs on this thread until the condition holds (default: every offset is committed), then drains and, as the service
+        does, gives up what is open and leaves the group."""
         self.stop = StopWhen(until or self.kafka.is_done, deadline_s)
-        self.pipeline.run(self.stop)
+        try:
+            self.pipeline.run(self.stop)
+        finally:
+            self.delivery.close()
+            self.source.close()
         return self
 
     def close(self) -> None:

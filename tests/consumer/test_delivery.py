@@ -114,6 +114,16 @@ def test_outputs_offsets_and_commit_are_one_transaction(calls: list[str]) -> Non
     assert calls == ["new", "init", "begin", "produce", "produce", "produce", "offsets", "commit"]
 
 
+def test_offsets_are_committed_beside_their_answers_only(calls: list[str]) -> None:
+    """Once their transaction was dropped there is none to commit them in, and none is begun for them alone."""
+    one = open_delivery()
+    one.send([RECORD])
+    one.abort()
+    with pytest.raises(TransactionAborted, match="expected an open transaction"):
+        one.commit(POSITIONS)
+    assert "offsets" not in calls
+
+
 def test_producing_into_a_transaction_that_failed_rewinds(calls: list[str]) -> None:
     """The client calls it an erroneous state; it is to be aborted, and no reason to end."""
     ScriptedProducer.script["produce"] = [fails(KafkaError._STATE)]

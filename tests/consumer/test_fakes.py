@@ -60,20 +60,34 @@ def test_nothing_is_visible_before_the_commit(kafka: FakeKafka) -> None:
 def test_an_aborted_transaction_wants_an_abort(kafka: FakeKafka) -> None:
     """After the broker aborted a transaction, nothing but an abort is taken."""
     delivery = FakeDelivery(kafka, FakeSource(kafka))
+    delivery.send([])
     delivery.commit_failures.next(TransactionAborted("test"))
     with pytest.raises(TransactionAborted):
         delivery.commit({P0: 1})
     with pytest.raises(AssertionError):
         delivery.commit({P0: 1})
     delivery.abort()
+    delivery.send([])
     delivery.commit({P0: 1})
+
+
+def test_offsets_outside_their_answers_transaction_are_refused(kafka: FakeKafka) -> None:
+    """Neither before there is one nor after it was dropped."""
+    delivery = FakeDelivery(kafka, FakeSource(kafka))
+    for end in (lambda: None, delivery.close):
+        end()
+        with pytest.raises(AssertionError, match="no open transaction"):
+            delivery.commit({P0: 1})
+        delivery.send([])
 
 
 def test_offsets_of_others_and_offsets_that_go_back_are_refused(kafka: FakeKafka) -> None:
     """A member commits for partitions that it owns, and forwards."""
     source = FakeSource(kafka)
     delivery = FakeDelivery(kafka, source)
+    delivery.send([])
     delivery.commit({P0: 2})
+    delivery.send([])
     with pytest.raises(AssertionError):
         delivery.commit({P0: 1})
     source.revoke(P0)

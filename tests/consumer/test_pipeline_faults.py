@@ -273,6 +273,26 @@ def test_a_transaction_with_answers_of_a_lost_partition_is_aborted(journey: Make
     assert [len(outputs) for outputs in one.kafka.aborted] == [5]
 
 
+def test_a_transaction_with_answers_of_a_lost_partition_is_not_committed_when_the_rest_goes(journey: MakeJourney) -> None:
+    """One poll may bring both: what was lost has another owner, so nothing of the transaction is committed any more."""
+    one = journey(partitions=2, delivery={"transaction_ms": 30_000})
+    books(one, 3)
+    books(one, 2, partition=1)
+    gone: list[bool] = []
+
+    def lose_and_revoke_when_sent() -> None:
+        if not one.delivery.sends:
+            one.source.before_poll.append(lose_and_revoke_when_sent)
+            return
+        one.source.lose(P1)
+        one.source.revoke(P0)
+        gone.append(True)
+
+    one.source.before_poll.append(lose_and_revoke_when_sent)
+    one.run(lambda: bool(gone))
+    assert (one.kafka.outputs, one.kafka.offsets) == ([], {P0: 0, P1: 0})
+
+
 def test_a_revocation_during_a_commit_ends_that_commit(journey: MakeJourney) -> None:
     """When a partition is revoked while a commit waits for its answer, the offsets are not committed a second time."""
     one = journey(partitions=2)

@@ -40,6 +40,28 @@ def test_a_stop_finishes_what_is_in_flight(journey: MakeJourney) -> None:
     assert one.kafka.offsets[P0] == read
 
 
+def test_a_last_commit_that_is_refused_commits_nothing_when_the_group_is_left(journey: MakeJourney) -> None:
+    """The answers were dropped, so their offsets must not be committed while the partitions are given up: the records, which
+    nobody would read again, would stay unanswered for good."""
+    one = journey(delivery={"transaction_ms": 30_000})
+    books(one, 3)
+    one.delivery.commit_failures.next(ABORTED)
+    one.run(lambda: bool(one.delivery.sends))
+    assert [len(outputs) for outputs in one.kafka.aborted] == [3]
+    assert (one.kafka.outputs, one.kafka.offsets[P0]) == ([], 0)
+
+
+def test_a_grace_period_that_ends_with_an_open_transaction_commits_nothing_of_it(journey: MakeJourney) -> None:
+    """The broker is away until the end: what was answered is dropped with its offsets, also where the broker comes back just
+    as the group is left."""
+    one = journey(delivery={"transaction_ms": 30_000}, shutdown={"drain_seconds": 0.1})
+    books(one, 3)
+    one.delivery.commit_failures.next(*away("kafka", 1000))
+    with pytest.raises(DrainIncomplete):
+        one.run(lambda: bool(one.delivery.sends))
+    assert (one.kafka.outputs, one.kafka.offsets[P0]) == ([], 0)
+
+
 def test_a_grace_period_that_ends_commits_nothing_of_what_is_left(journey: MakeJourney) -> None:
     """When the backend does not come back within the grace period, the service says so, and its records are read again."""
     one = journey(shutdown={"drain_seconds": 0.1})

@@ -181,8 +181,24 @@ def test_sigterm_under_load_exits_within_the_grace_and_throws_nothing_away(surro
     assert aborted == 0, f"{aborted} answers were begun and thrown away"
 
 
+@pytest.mark.short_form
+def test_a_last_commit_that_is_refused_loses_nothing(surroundings: Surroundings, load: Load) -> None:
+    """SIGTERM, and the broker refuses the transaction with what was answered last, as it does while the group changes: leaving
+    the group must not commit offsets whose answers were dropped. The next replica answers them."""
+    whole = {"DELIVERY__TRANSACTION_MS": "30000", "KAFKA__PROPERTIES": PATIENT}  # one transaction, as long as it works
+    with Replica(surroundings, failpoint="before_commit:abort:1", **whole) as leaver:
+        leaver.wait_assigned()
+        wait_until(lambda: aborted_answers(surroundings) > 20, "answers are in the open transaction")
+        assert leaver.terminate() == 0
+        assert "last_transaction_aborted" in leaver.log()
+    with Replica(surroundings) as last:
+        last.wait_assigned()
+        prove(surroundings, load, "last commit refused")
+        assert last.terminate() == 0
+
+
 def aborted_answers(surroundings: Surroundings) -> int:
-    """How many enriched records of aborted transactions stand in the topic."""
+    """How many enriched records stand in the topic that no reader of committed ones sees: aborted, or not committed yet."""
     servers, topic = surroundings.bootstrap_servers, surroundings.topics.output
     return len(read_topic(servers, topic, isolation="read_uncommitted")) - len(read_topic(servers, topic))
 

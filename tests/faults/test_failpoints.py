@@ -8,7 +8,7 @@ import time
 import pytest
 
 from consumer import failpoints
-from consumer.errors import SettingsError
+from consumer.errors import SettingsError, TransactionAborted
 from tests.faults.replicas import KILLED
 from tests.journey.running import ROOT
 
@@ -41,8 +41,27 @@ def test_a_kill_ends_the_process_at_its_hit() -> None:
     assert [line for line in ended.stdout.splitlines() if line.isdigit()] == ["0", "1", "2"]
 
 
+def test_an_abort_happens_at_its_hit_only() -> None:
+    """What a broker would say that refuses the commit, once."""
+    armed = failpoints.armed("before_commit:abort:2")
+    assert armed is not None
+    armed.reached("before_commit")
+    with pytest.raises(TransactionAborted, match="before_commit"):
+        armed.reached("before_commit")
+    armed.reached("before_commit")
+
+
 @pytest.mark.parametrize(
-    "text", ["after_store", "nowhere:kill:1", "after_store:burn:1", "after_store:kill:x", "after_store:sleep=x:1"]
+    "text",
+    [
+        "after_store",
+        "nowhere:kill:1",
+        "after_store:burn:1",
+        "after_store:kill:x",
+        "after_store:sleep=x:1",
+        "after_store:sleep:1",
+        "after_store:kill=1:1",
+    ],
 )
 def test_what_cannot_be_read_is_refused(text: str) -> None:
     """A test that misspells a point must not pass because nothing happened."""
