@@ -6,7 +6,8 @@ TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is wha
   every pass would be arithmetic without need on a GPU, whose memory holds the rows as they are used.
 * fp16: the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay fp32: they are a
   twentieth of the work, and with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows. So does the cover
-  branch, which reaches the logits without a hidden layer: in fp16 four of 2,048 rows had another likeliest author.
+  branch, which reaches the logits without a hidden layer: in fp16 four of 2,048 rows had another likeliest author. And so does
+  what reads words in order, which reaches them the same way.
 * Inputs and outputs keep the types of the bundle's graph.
 """
 
@@ -175,12 +176,13 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _nodes_in_fp16(graph: onnx.GraphProto, dtypes: dict[str, int]) -> set[int]:
-    """Positions of the nodes that compute in fp16: those of the text from which a layer is still to come, but the sensitive ones.
+    """Positions of the nodes that compute in fp16: those after the text's sum from which a layer is still to come, but the
+    sensitive ones.
 
-    So the layers that give logits, and all after them, are fp32; and so is the cover branch, since each task adds a share of what
-    it says straight to its logits.
+    So the layers that give logits, and all after them, are fp32; and so are the branches of cover and words in order, since each
+    task adds what they say straight to its logits.
     """
-    of_text = {"token_ids", "token_weights"}
+    of_text = {"text"}
     for node in graph.node:
         if of_text.intersection(node.input) and node.op_type != "Shape":  # how many rows there are is not what they say
             of_text.update(node.output)

@@ -2,8 +2,9 @@
 
 The table does not change while the network learns, so a row's sum is made once, one for each field that may be hidden: a
 block. A field's block is what its tokens change, so leaving it out is what the extractor gives for a listing without the
-field: without authors the title's words grow, too, and no two fields change each other. A task whose label is read from an
-input field counts only in rows where that field is hidden.
+field: without authors the title's words grow, too, and no two fields change each other. What is read of the words in order is
+no such sum: it is made once for each set of hidden fields that changes which tokens are the first. A task whose label is read
+from an input field counts only in rows where that field is hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,46 @@ from model.network import Network
 from model.tasks import Task
 from model.text import FAMILIES_OF_FIELD
 from model.text_matrix import text_matrix, without
+from model.word_order import WordOrder, leading_words, order_features
 
 # The first block is the title's; then one for each field.
 BLOCK_OF_FIELD = {field: place for place, field in enumerate(FAMILIES_OF_FIELD, start=1)}
 BLOCKS = 1 + len(BLOCK_OF_FIELD)
+# The fields that may stand among the first tokens; the number of a set of them has a bit for each.
+_IN_ORDER = ("authors", "description")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the branch for words in order sees.
+
+    Attributes:
+        features: float16 [rows, 4, 96], where authors and description are shown, authors or description hidden, both hidden.
+        of_none: float32 [96], where the title is hidden, too.
+    """
+
+    features: Tensor
+    of_none: Tensor
+
+    @classmethod
+    def of(cls, branch: WordOrder, tokens: Tokens, word_of_row: NDArray[np.int32]) -> "Order":
+        """What `branch` sees in these listings, through a table whose rows are these words."""
+        shown = leading_words(tokens, word_of_row)
+        whole = order_features(branch, shown).half()  # [rows, 96]
+        features = whole[:, None].repeat(1, 2 ** len(_IN_ORDER), 1)
+        for number in range(1, features.shape[1]):
+            fields = [field for bit, field in enumerate(_IN_ORDER) if number >> bit & 1]
+            words = leading_words(without(tokens, fields), word_of_row)
+            other = np.flatnonzero((words != shown).any(axis=1))
+            features[torch.from_numpy(other), number] = order_features(branch, words[other]).half()
+        with torch.no_grad():
+            return cls(features, branch.of_no_words())
+
+    def batch(self, index: NDArray[np.int64], hidden: NDArray[np.bool_]) -> Tensor:
+        """float32 [B, 96] of the rows at `index`, the blocks bool [B, BLOCKS] hidden."""
+        number = sum(hidden[:, BLOCK_OF_FIELD[field]].astype(np.int64) << bit for bit, field in enumerate(_IN_ORDER))
+        found = self.features[torch.from_numpy(index), torch.from_numpy(np.asarray(number))].float()  # [B, 96]
+        return torch.where(torch.from_numpy(hidden[:, :1]), self.of_none, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +73,7 @@ class Examples:
         covers: float32 [covers, 96], what the cover branch sees, and `cover_of` int64 [rows], position in it or -1.
         labels: of each task, in the order of the tasks.
         sets: int64 [rows], the number of each row's set.
+        order: of the words in order, None where the network has no such branch.
     """
 
     sums: Tensor
@@ -43,11 +81,12 @@ class Examples:
     cover_of: NDArray[np.int64]
     labels: tuple[Labels, ...]
     sets: NDArray[np.int64]
+    order: Order | None = None
 
     @classmethod
-    def of(cls, rows: Rows, sums: Tensor, labels: Sequence[Labels], *, covers: Tensor) -> "Examples":
+    def of(cls, rows: Rows, sums: Tensor, labels: Sequence[Labels], *, covers: Tensor, order: Order | None = None) -> "Examples":
         _, sets = np.unique(rows.sets, return_inverse=True)
-        return cls(sums=sums, covers=covers, cover_of=rows.cover_of, labels=tuple(labels), sets=sets)
+        return cls(sums=sums, covers=covers, cover_of=rows.cover_of, labels=tuple(labels), sets=sets, order=order)
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -81,11 +120,13 @@ class Batch:
     Attributes:
         text: float32 [B, D].
         covers: float32 [covers, 96] and cover_rows: int64 [covers], the row each belongs to.
+        order: float32 [B, 96], or None where the network does not read words in order.
     """
 
     text: Tensor
     covers: Tensor
     cover_rows: Tensor
+    order: Tensor | None
 
 
 def batch_of(
@@ -108,6 +149,7 @@ def batch_of(
         text=torch.einsum("bkd,bk->bd", examples.sums[torch.from_numpy(index)].float(), shown),  # [B, D]
         covers=examples.covers[torch.from_numpy(cover_of[with_cover])],
         cover_rows=torch.from_numpy(with_cover),
+        order=None if examples.order is None else examples.order.batch(index, hidden),
     )
 
 
@@ -116,7 +158,7 @@ def run(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     width = network.cover_projection.in_features
     features = torch.zeros(len(batch.text), width).index_copy(0, batch.cover_rows, batch.covers)  # [B, 96]
     present = torch.zeros(len(batch.text), 1).index_fill(0, batch.cover_rows, 1.0)  # [B, 1]
-    logits, embedding = network(batch.text, features, present)
+    logits, embedding = network(batch.text, features, present, batch.order)
     return logits, embedding
 
 

@@ -1,8 +1,8 @@
 """The trained network to the ONNX graph that serves it.
 
 Token ids are int32 and gathered from rows of four bits a number with a scale each (text_sum.py); covers are uint8 and
-normalised inside, and calibration is part of the graph. There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not
-parse or runs badly.
+normalised inside, and calibration is part of the graph. Which words a listing begins with is read from the token ids, too
+(word_order.py). There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not parse or runs badly.
 """
 
 import logging
@@ -22,12 +22,13 @@ from torch.nn import functional
 
 from model.bundle import TensorSpec
 from model.calibrate import Calibration, bend_factors, beside_rivals, in_its_band
-from model.features import Features, FeatureSettings
+from model.features import PAD_ID, Features, FeatureSettings
 from model.leaning import Leaning
 from model.network import Network
 from model.table import DIGIT_BITS, quantised
 from model.tasks import Task
 from model.text_sum import weighted_sum
+from model.word_order import READ, WordOrder
 
 OPSET = 18
 # The covers' own first dimension: those of the batch's first rows, all of them or none, since the convolutions of covers that
@@ -48,8 +49,19 @@ class ServingGraph(nn.Module):
         tasks: Sequence[Task],
         calibrations: Mapping[str, Calibration],
         leanings: Mapping[str, Leaning],
+        *,
+        words: NDArray[np.int32] | None = None,
     ) -> None:
+        """Takes a network apart from its table.
+
+        Args:
+            words: int32 [table rows], which word each row is to a network that reads words in order.
+        """
         super().__init__()
+        if network.word_order is not None:
+            assert words is not None
+            self.register_buffer("words", torch.from_numpy(words))  # int32 [rows]
+            self.register_buffer("word_vectors", network.word_order.vectors.detach().half())  # float16 [1 + words, 48]
         rows, scales = quantised(table)
         self.register_buffer("table", torch.from_numpy(rows))  # uint8 [rows, D / 2]
         self.register_buffer("scales", torch.from_numpy(scales))  # float32 [rows]
@@ -81,7 +93,8 @@ class ServingGraph(nn.Module):
         """
         text = weighted_sum(self.get_buffer("table"), self.get_buffer("scales"), token_ids, token_weights)  # [B, D]
         covers = self._of_covers(cover, token_ids.shape[0])  # [B, 96]
-        logits, embedding = self.network(text, covers, cover_present)  # [B, K], [B, E]
+        order = None if self.network.word_order is None else self._of_order(self.network.word_order, token_ids)  # [B, 96]
+        logits, embedding = self.network(text, covers, cover_present, order)  # [B, K], [B, E]
         return (*self.answers(logits), functional.normalize(embedding, dim=1))
 
     def _of_covers(self, cover: Tensor, batch: int) -> Tensor:
@@ -89,6 +102,12 @@ class ServingGraph(nn.Module):
         seen = self.network.cover_branch(cover)  # [C, 96]
         seen = torch.cat([seen, torch.zeros(1, seen.shape[1])])  # [C + 1, 96]
         return seen.index_select(0, torch.arange(batch).clamp(max=cover.shape[0]))  # [B, 96]
+
+    def _of_order(self, branch: WordOrder, token_ids: Tensor) -> Tensor:
+        """What the branch sees in the words that the first of the tokens int32 [B, T] are: float32 [B, 96]."""
+        leading = functional.pad(token_ids, (0, READ), value=PAD_ID)[:, :READ]  # [B, 16], however few there are
+        words = self.get_buffer("words").index_select(0, leading.reshape(-1)).reshape(-1, READ)  # [B, 16]
+        return branch.read(words, self.get_buffer("word_vectors"))
 
     def answers(self, logits: Tensor) -> list[Tensor]:
         """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""

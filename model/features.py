@@ -3,6 +3,9 @@
 Every field is tokens: n-grams of the texts, and publisher, author, format, language, currency and year as whole tokens. All
 are rows of one embedding table, so a field that is missing is simply absent. Weights are (1 + ln tf)·idf, scaled to length
 one within each family and by the family's weight; the words of the title and of the authors' names are scaled together.
+
+A weighted sum does not know the order of its terms, but what reads the words one after the other does (word_order.py): so a
+listing's words come first, its title's as they are read, then those of its authors' names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +20,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.cover import InvalidCover, decode_cover
 from model.listing import Listing
-from model.text import AUTHOR, FAMILIES, NAME, WORD, grams_of
+from model.text import AUTHOR, CURRENCY, DESCRIPTION, FAMILIES, FORMAT, LANGUAGE, NAME, PUBLISHER, WORD, YEAR, grams_of
 
 __all__ = ["FeatureExtractor", "FeatureSettings", "Features", "InvalidCover", "Vocabulary", "decode_cover"]
 
 PAD_ID = 0
+_WHOLE = (PUBLISHER, FORMAT, LANGUAGE, CURRENCY, YEAR)
 # The family that each is scaled with, by the scheme of the settings. In the newer two, the words of title and names are one text,
 # of which an author of many words is the greater part. In the newest, names have CJK n-grams, too.
 SCALED_WITH = {
     scheme: np.array([with_names if family == NAME else family for family in range(len(FAMILIES))])
     for scheme, with_names in (("grams-1", AUTHOR), ("grams-2", WORD), ("grams-3", WORD))
 }
+# Of tokens that have no place, those of the title and its authors come first, then the description's, then whole fields: so
+# whether a whole field is there moves no other token, and a description only whole fields, which are no words.
+_LATER = np.array([{DESCRIPTION: 1}.get(family, 2 * (family in _WHOLE)) for family in range(len(FAMILIES))])
 WEIGHED_FAMILIES = tuple(name for family, name in enumerate(FAMILIES) if family != NAME)
 # Listings whose grams are made at once: a batch of the service's default size is one, since numpy's calls cost what a few
 # listings do; small enough for the CPU's caches.
@@ -188,19 +195,50 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The known tokens of a batch, flat: sorted by row, and by table row and family within it.
+    """The known tokens of a batch, flat: listing by listing, a listing's words first.
+
+    First the title's words as they are read, each where it stands for the first time, then the words of authors' names by table
+    row. The rest follows by table row and family: what is of title and authors, the description, whole fields.
 
     Attributes:
         ids: int64 [tokens], rows of the table.
         weights: float32 [tokens].
         families: int64 [tokens].
         counts: int64 [batch], tokens of each listing.
+        words: int64 [batch], how many of them, from the first on, are words of title and names.
     """
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     families: NDArray[np.int64]
     counts: NDArray[np.int64]
+    words: NDArray[np.int64]
+
+    @property
+    def listings(self) -> NDArray[np.int64]:
+        """int64 [tokens], the row of the batch that each token is of."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """int64 [tokens], how many tokens of its listing come before each."""
+        return np.arange(len(self.ids)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+
+    @property
+    def is_word(self) -> NDArray[np.bool_]:
+        """bool [tokens], whether each is a word of names or title."""
+        return self.places < np.repeat(self.words, self.counts)
+
+    def kept(self, mask: NDArray[np.bool_]) -> "Tokens":
+        """Only some tokens, bool [tokens], of the same listings in the same order."""
+        listings = self.listings
+        return Tokens(
+            ids=self.ids[mask],
+            weights=self.weights[mask],
+            families=self.families[mask],
+            counts=np.bincount(listings[mask], minlength=len(self.counts)),
+            words=np.bincount(listings[mask & self.is_word], minlength=len(self.counts)),
+        )
 
 
 class FeatureExtractor:
@@ -237,32 +275,47 @@ class FeatureExtractor:
         chunks = [self._chunk_tokens(listings[start:end]) for start, end in _chunks(listings)]
         if not chunks:
             none = np.zeros(0, dtype=np.int64)
-            return Tokens(ids=none, weights=none.astype(np.float32), families=none, counts=none)
+            return Tokens(ids=none, weights=none.astype(np.float32), families=none, counts=none, words=none)
         return Tokens(
             ids=np.concatenate([chunk.ids for chunk in chunks]),
             weights=np.concatenate([chunk.weights for chunk in chunks]),
             families=np.concatenate([chunk.families for chunk in chunks]),
             counts=np.concatenate([chunk.counts for chunk in chunks]),
+            words=np.concatenate([chunk.words for chunk in chunks]),
         )
 
     def _chunk_tokens(self, listings: Sequence[Listing]) -> Tokens:
         grams = grams_of(listings, self.settings)
         found, rows = self.vocabulary.find(grams.hashes)
-        # One sort by (listing, table row, family) brings repetitions together.
+        # One sort by (listing, table row, family, place) brings repetitions together, that which is read first foremost.
         families = np.int64(len(FAMILIES))
         listing, family = _divided(grams.slots[found], families)
-        keys = np.sort((listing * np.int64(self.vocabulary.rows) + rows) * families + family)
-        begin = np.flatnonzero(np.diff(keys, prepend=-1))
-        times = np.diff(np.append(begin, len(keys)))
-        rest, family = _divided(keys[begin], families)
+        no_place = len(grams.hashes) + 1  # as after every place as NO_PLACE, but small enough for the keys
+        bits = no_place.bit_length()
+        slots = (listing * np.int64(self.vocabulary.rows) + rows) * families + family
+        keys = np.sort((slots << bits) | np.minimum(grams.places[found], no_place))
+        slots = keys >> bits
+        begin = np.flatnonzero(np.diff(slots, prepend=-1))
+        times = np.diff(np.append(begin, len(slots)))
+        places = keys[begin] & (2**bits - 1)
+        rest, family = _divided(slots[begin], families)
         listing, ids = _divided(rest, np.int64(self.vocabulary.rows))
         raw = _LOG_TF[np.minimum(times, len(_LOG_TF)) - 1] * self.vocabulary.idf_by_row[ids]
         slots = listing * families + self._scaled_with[family]
         # bincount adds in order, so a row's sums do not depend on where it stands in the batch.
         lengths = np.sqrt(np.bincount(slots, weights=raw * raw, minlength=len(listings) * len(FAMILIES)))
         weights = (raw / lengths[slots] * self._family_weights[family]).astype(np.float32)
-        counts = np.bincount(listing, minlength=len(listings))
-        return _capped(Tokens(ids=ids, weights=weights, families=family, counts=counts), self.settings.tokens_max)
+        kept = _heaviest(weights, np.bincount(listing, minlength=len(listings)), self.settings.tokens_max)
+        order = _words_first(listing, family, places, no_place=no_place)
+        order = order[kept[order]]
+        listing = listing[order]
+        return Tokens(
+            ids=ids[order],
+            weights=weights[order],
+            families=family[order],
+            counts=np.bincount(listing, minlength=len(listings)),
+            words=np.bincount(listing[places[order] < no_place], minlength=len(listings)),
+        )
 
     def _stacked(self, covers: Sequence[NDArray[np.uint8] | None]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         shape = (self.settings.cover_channels, self.settings.cover_height, self.settings.cover_width)
@@ -296,30 +349,34 @@ def _chunks(listings: Sequence[Listing]) -> Iterator[tuple[int, int]]:
         yield start, len(listings)
 
 
-def _capped(tokens: Tokens, tokens_max: int) -> Tokens:
-    """Keeps the heaviest tokens of rows that have too many; among equals the first."""
-    if tokens.counts.max(initial=0) <= tokens_max:
-        return tokens
-    keep = np.ones(len(tokens.ids), dtype=np.bool_)
-    ends = np.cumsum(tokens.counts)
-    for row in np.flatnonzero(tokens.counts > tokens_max):
-        start, end = ends[row] - tokens.counts[row], ends[row]
-        order = np.argsort(-tokens.weights[start:end], kind="stable")
+def _heaviest(weights: NDArray[np.float32], counts: NDArray[np.int64], tokens_max: int) -> NDArray[np.bool_]:
+    """Which tokens stay, bool [tokens]: the heaviest of rows that have too many, among equals the first by table row."""
+    keep = np.ones(len(weights), dtype=np.bool_)
+    ends = np.cumsum(counts)
+    for row in np.flatnonzero(counts > tokens_max):
+        start, end = ends[row] - counts[row], ends[row]
+        order = np.argsort(-weights[start:end], kind="stable")
         keep[start + order[tokens_max:]] = False
-    return Tokens(
-        ids=tokens.ids[keep],
-        weights=tokens.weights[keep],
-        families=tokens.families[keep],
-        counts=np.minimum(tokens.counts, tokens_max),
-    )
+    return keep
+
+
+def _words_first(
+    listing: NDArray[np.int64], family: NDArray[np.int64], places: NDArray[np.int64], *, no_place: int
+) -> NDArray[np.int64]:
+    """Positions int64 [tokens] in the order of `Tokens`, of tokens that are sorted by listing, table row and family."""
+    places = np.where(places < no_place, places, no_place + _LATER[family])
+    bits = len(places).bit_length()
+    # A sort of numbers that hold their positions takes a fraction of the time of an argsort.
+    keys = np.sort(((listing * np.int64(no_place + 3) + places) << bits) | np.arange(len(places)))
+    order: NDArray[np.int64] = keys & (2**bits - 1)
+    return order
 
 
 def _padded(tokens: Tokens) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     batch, width = len(tokens.counts), max(1, int(tokens.counts.max(initial=0)))
     ids = np.full((batch, width), PAD_ID, dtype=np.int32)
     weights = np.zeros((batch, width), dtype=np.float32)
-    row = np.repeat(np.arange(batch), tokens.counts)
-    column = np.arange(len(tokens.ids)) - np.repeat(np.cumsum(tokens.counts) - tokens.counts, tokens.counts)
+    row, column = tokens.listings, tokens.places
     ids[row, column] = tokens.ids
     weights[row, column] = tokens.weights
     return ids, weights

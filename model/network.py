@@ -1,7 +1,8 @@
 """The network: a listing's tokens and cover to one shared representation, and from it to every task.
 
     token ids, weights ─ table ─ weighted sum ─┬───────────────────────────────────────── wide logits ──┐
-                                               ├ some tasks' own decisions ─ stack ──────────────────┐  +─ logits of each task
+     │                                         ├ some tasks' own decisions ─ stack ──────────────────┐  +─ logits of each task
+     └ words in order ─────────────────────────│─────────────────────────────────────────────────────┤  │
                                                └ projection ┐                                        │  │
     cover ─ convolutions ─ pooling ─ fully connected ─┬ gate ┴ hidden ─ embedding ─ views ─ mixtures ┴──┤
                                                       └─────────────────────── cover's logits · shares ─┘
@@ -10,6 +11,7 @@ The wide part alone is a linear model of the n-grams, which is what it is starte
 part each task makes a view of the embedding and reads a learned mixture of all tasks' views. The cover branch learns to stand
 alone first (cover_start.py); of what it says by itself each task takes a share. A regression with bands knows its value and its
 bands from models apart, each of which tells something of the other: so it also reads both through layers of its own, the stack.
+A task that a language model teaches also reads what that has taught of words in their order (word_order.py).
 Dimensions in the comments: B batch, D table width, H hidden width, E embedding width, N tasks, V view width, K columns of all
 tasks together, S columns of the stacked ones.
 """
@@ -21,6 +23,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from model.word_order import FEATURES, WordOrder
 
 _COVER_FEATURES = 96
 _COVER_MAPS = 256
@@ -39,6 +43,7 @@ class Shape:
         heads: task name to its columns, in the order of the tasks.
         read_only: tasks whose loss does not reach trunk and cover branch.
         stacked: tasks that also read their own linear decisions through layers of their own.
+        ordered: tasks that also read the words in order, of which there are `ordered_words`; for 0 there is no such branch.
     """
 
     table_rows: int
@@ -49,6 +54,8 @@ class Shape:
     heads: Mapping[str, int]
     read_only: frozenset[str] = frozenset()
     stacked: frozenset[str] = frozenset()
+    ordered: frozenset[str] = frozenset()
+    ordered_words: int = 0
 
     @property
     def columns(self) -> int:
@@ -93,12 +100,14 @@ class CoverBranch(nn.Module):
 class TaskMixture(nn.Module):
     """Every task reads a mixture of what all tasks see in the embedding; whom it reads, and how much, is learned."""
 
-    def __init__(self, embedding_width: int, heads: Mapping[str, int], *, stacked: frozenset[str]) -> None:
+    def __init__(
+        self, embedding_width: int, heads: Mapping[str, int], *, stacked: frozenset[str], ordered: frozenset[str]
+    ) -> None:
         super().__init__()
-        self._stacked = [name in stacked for name in heads]
+        self._more = [(name in stacked, name in ordered) for name in heads]
         self.views = nn.Linear(embedding_width, len(heads) * _VIEW_WIDTH)
         self.scores = nn.Parameter(_OWN_VIEW * torch.eye(len(heads)))
-        read = [_VIEW_WIDTH + _STACK_WIDTH * own for own in self._stacked]
+        read = [_VIEW_WIDTH + _STACK_WIDTH * stack + FEATURES * order for stack, order in self._more]
         self.heads = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(read, heads.values(), strict=True))
         for head in self.heads.parameters():
             nn.init.zeros_(head)  # training begins at the linear model
@@ -107,15 +116,20 @@ class TaskMixture(nn.Module):
         """float32 [N, N]: how much of each task's view (column) a task (row) reads; a row sums to 1."""
         return functional.softmax(self.scores, dim=1)
 
-    def forward(self, embedding: Tensor, stack: Tensor | None) -> Tensor:
-        """float32 [B, E], and [B, 128] from the stack where there is one, to the deep part's logits of all tasks, [B, K]."""
+    def forward(self, embedding: Tensor, stack: Tensor | None, order: Tensor | None) -> Tensor:
+        """To the deep part's logits of all tasks, float32 [B, K].
+
+        Args:
+            embedding: float32 [B, E].
+            stack: float32 [B, 128], and order: float32 [B, 96], where the network has the one and the other.
+        """
         views = functional.relu(self.views(embedding)).reshape(-1, len(self.heads), _VIEW_WIDTH)  # [B, N, V]
         mixed = (self.relations() @ views).flatten(start_dim=1)  # [B, N * V]
         views_of = torch.split(mixed, _VIEW_WIDTH, dim=1)  # N times [B, V]
-        reads = [
-            own if stack is None or not more else torch.cat([own, stack], dim=1)  # [B, V] or [B, V + 128]
-            for own, more in zip(views_of, self._stacked, strict=True)
-        ]
+        reads = []
+        for own, (stacked, ordered) in zip(views_of, self._more, strict=True):
+            more = [read for read, is_read in ((stack, stacked), (order, ordered)) if is_read and read is not None]
+            reads.append(torch.cat([own, *more], dim=1) if more else own)  # [B, V], 128 and 96 more where they are read
         return torch.cat([head(own) for head, own in zip(self.heads, reads, strict=True)], dim=1)  # [B, K]
 
 
@@ -136,21 +150,28 @@ class Network(nn.Module):
         self.to_embedding = nn.Linear(h, e)
         self.dropout = nn.Dropout(dropout)
         self.wide = nn.Linear(d, k)
-        self.deep = TaskMixture(e, shape.heads, stacked=shape.stacked)
+        ordered = shape.ordered if shape.ordered_words else frozenset()
+        self.deep = TaskMixture(e, shape.heads, stacked=shape.stacked, ordered=ordered)
         self.stack = None
         if shape.stacked:
             first, second = nn.Linear(shape.stacked_columns, _STACK_WIDTH), nn.Linear(_STACK_WIDTH, _STACK_WIDTH)
             self.stack = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.word_order = None
+        if shape.ordered_words:
+            self.word_order = WordOrder(shape.ordered_words).requires_grad_(False)
         shaping = [float(name not in shape.read_only) for name, width in shape.heads.items() for _ in range(width)]
         self.register_buffer("shaping", torch.tensor(shaping), persistent=False)  # [K]
 
-    def forward(self, text: Tensor, cover_features: Tensor, cover_present: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, cover_features: Tensor, cover_present: Tensor, order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The representation's two results.
 
         Args:
             text: float32 [B, D], the weighted sum of the tokens' rows.
             cover_features: float32 [B, 96] from `cover_branch`; anything where there is no cover.
             cover_present: float32 [B, 1].
+            order: float32 [B, 96] from `word_order`, where the network has such a branch.
         Returns:
             Logits of all tasks side by side, float32 [B, K], and the embedding, float32 [B, E], before normalisation.
         """
@@ -165,10 +186,10 @@ class Network(nn.Module):
         embedding = self.to_embedding(self.dropout(hidden))  # [B, E]
         inner = self.dropout(functional.relu(embedding))  # [B, E]
         by_cover = self.cover_head(cover_features) * self.get_buffer("cover_shares") * cover_present  # [B, K]
-        logits = self.wide(text) + self.deep(inner, stack) + by_cover  # [B, K]
+        logits = self.wide(text) + self.deep(inner, stack, order) + by_cover  # [B, K]
         if self.training and self.shape.read_only:
             # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
-            apart = self.wide(text) + self.deep(inner.detach(), stack) + by_cover  # [B, K]
+            apart = self.wide(text) + self.deep(inner.detach(), stack, order) + by_cover  # [B, K]
             logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
         return logits, embedding
 
@@ -188,6 +209,19 @@ class Network(nn.Module):
                     self.text_projection.weight[at : at + width] = self.wide.weight[columns] / spread[:, None]
                     self.text_projection.bias[at : at + width] = -decisions.mean(dim=0) / spread
                 at += width * (name in self.shape.stacked)
+
+    def begin_order(self, branch: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Takes over a branch that has learned, and lets tasks begin with what it says of them.
+
+        Args:
+            branch: the state of a `WordOrder`; weights: float32 [columns, 96] by task.
+        """
+        assert self.word_order is not None
+        self.word_order.load_state_dict(branch)
+        with torch.no_grad():
+            for name, head in zip(self.shape.heads, self.deep.heads, strict=True):
+                if name in self.shape.ordered:
+                    head.get_parameter("weight")[:, -FEATURES:] = weights[name]
 
     def split(self, logits: Tensor) -> dict[str, Tensor]:
         """[B, K] to one [B, columns] for each task."""

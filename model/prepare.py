@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batches import Examples, block_sums
+from model.batches import Examples, Order, block_sums
 from model.checkpoint import Checkpoints
 from model.cover_start import cover_features, learn_covers
 from model.dataset import Labels, Rows, build_vocabulary, labels_of
@@ -18,7 +18,7 @@ from model.linear_start import factored, importance
 from model.network import Network, Shape
 from model.table import expanded, quantised
 from model.tasks import Task, TaskFile
-from model.text_student import Student, student_of, taught
+from model.text_student import Student, shares_taught, student_of, taught
 from model.text_teacher import weights_folder
 from model.word_vectors import word_vectors
 
@@ -91,13 +91,10 @@ def modelled(
             own = [each for task, each in zip(tasks, seen.labels, strict=True) if task in pupils]
             student = student_of(
                 train, pupils, own, vocabulary, settings, vectors=vectors, made_up=task_file.training.made_up_titles,
-                checkpoints=checkpoints, progress=progress,
+                ordered_words=task_file.training.ordered_words, checkpoints=checkpoints, progress=progress,
             )  # fmt: skip
-        columns = np.concatenate([np.full(task.width, task.entry.taught_share, dtype=np.float32) for task in tasks])
-        shares = columns[columns > 0]
-        models = models.joined(
-            np.flatnonzero(columns), shares[:, None] * student.weights(vocabulary, vectors), shares * student.biases
-        )
+        columns, shares = shares_taught(tasks)
+        models = models.joined(columns, shares[:, None] * student.weights(vocabulary, vectors), shares * student.biases)
     return Modelled(vocabulary, seen, models, student)
 
 
@@ -117,14 +114,16 @@ def pruned(
 def prepared(
     task_file: TaskFile, tasks: Sequence[Task], models: LinearModels, *, train: Part, valid: Part, folds: NDArray[np.int64],
     seed: int, rows: NDArray[np.int64] | None = None, checkpoints: Checkpoints | None = None,
+    ordered: tuple[Student, Vocabulary] | None = None,
 ) -> Prepared:  # fmt: skip
-    """Factors the linear models and lets the cover branch learn by itself.
+    """Factors the linear models, lets the cover branch learn by itself, and takes over what reads words in order.
 
     Training rows are read through their own fold's table, `valid` through the one that ships.
 
     Args:
         rows: the training rows whose covers are learned from; by default all.
         checkpoints: where what was learned of covers is kept.
+        ordered: the student whose branch reads words in order, and the vocabulary that the tokens are of; None for no branch.
     """
     settings = task_file.training
     start = factored(models, tasks, train.tokens, width=settings.table_width)
@@ -138,6 +137,8 @@ def prepared(
         heads={task.name: task.width for task in tasks},
         read_only=frozenset(task.name for task in tasks if not task.entry.shapes_representation),
         stacked=frozenset(task.name for task in tasks if task.entry.kind == "regression" and task.edges),
+        ordered=frozenset(task.name for task in taught(tasks)),
+        ordered_words=len(ordered[0].ordered) if ordered else 0,
     )
     network = Network(shape, dropout=settings.dropout)
     with torch.no_grad():
@@ -148,22 +149,30 @@ def prepared(
         network, train.rows, train.labels, tasks, epochs=settings.cover_epochs, teacher=settings.cover_teacher, seed=seed,
         index=rows, checkpoints=checkpoints,
     )  # fmt: skip
+    words = None
+    if ordered and ordered[0].order is not None:
+        words = ordered[0].word_of_row(ordered[1])
+        _, shares = shares_taught(tasks)
+        by_order = torch.split(torch.from_numpy(shares[:, None] * ordered[0].by_order), [task.width for task in taught(tasks)])
+        network.begin_order(ordered[0].order, {task.name: own for task, own in zip(taught(tasks), by_order, strict=True)})
     unseen = np.zeros(len(valid.rows), dtype=np.int64)
-    examples = _examples(network, train, block_sums(train.tokens, start.fold_tables, folds))
+    examples = _examples(network, train, block_sums(train.tokens, start.fold_tables, folds), words)
     present = {task.name: torch.from_numpy(own.present) for task, own in zip(tasks, train.labels, strict=True)}
     network.begin_stack(examples.sums.sum(dim=1, dtype=torch.float32), present)
     return Prepared(
         network,
         table,
         train=examples,
-        valid=_examples(network, valid, block_sums(valid.tokens, table[None], unseen)),
+        valid=_examples(network, valid, block_sums(valid.tokens, table[None], unseen), words),
         directions=start.directions,
         biases=start.head_bias,
     )
 
 
-def _examples(network: Network, part: Part, sums: Tensor) -> Examples:
-    return Examples.of(part.rows, sums, part.labels, covers=cover_features(network, part.rows.covers))
+def _examples(network: Network, part: Part, sums: Tensor, words: NDArray[np.int32] | None) -> Examples:
+    """The part as the network reads it; `words` int32 [table rows] as of `Student.word_of_row`."""
+    order = None if network.word_order is None or words is None else Order.of(network.word_order, part.tokens, words)
+    return Examples.of(part.rows, sums, part.labels, covers=cover_features(network, part.rows.covers), order=order)
 
 
 def as_served(table: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,6 +33,8 @@ FAMILIES_OF_FIELD = {
 # A task on one of them must not see it: see `Task.hidden_input`.
 INPUT_FIELDS = tuple(FAMILIES_OF_FIELD)
 
+NO_PLACE = 2**40  # of grams that are not read in order; after every place there is
+
 _SEPARATOR = "\x00"
 _SPACE = 32
 _OTHER_CLASS, _WORD_CLASS, _CJK_CLASS = 0, 1, 2
@@ -83,10 +85,13 @@ class Grams:
     Attributes:
         hashes: uint32 [grams].
         slots: int64 [grams], row in the batch * len(FAMILIES) + family.
+        places: int64 [grams], where a word stands: a title's words, ascending as they are read, then the words of authors' names,
+            all in one place; `NO_PLACE` for every other gram. Numbers run through the batch: in a listing only order counts.
     """
 
     hashes: NDArray[np.uint32]
     slots: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 @lru_cache(maxsize=1024)
@@ -147,13 +152,18 @@ class _Found:
         self._rows = rows
         self._hashes: list[NDArray[np.uint32]] = []
         self._slots: list[NDArray[np.int64]] = []
+        self._places: list[NDArray[np.int64]] = []
 
-    def add(self, hashes: NDArray[np.uint64], *, segments: NDArray[np.int64], family: int | NDArray[np.int64], salt: str) -> None:
+    def add(
+        self, hashes: NDArray[np.uint64], *, segments: NDArray[np.int64], family: int, salt: str,
+        places: int | NDArray[np.int64] = NO_PLACE,
+    ) -> None:  # fmt: skip
         self._hashes.append(_finalised(hashes, salt=_salt(salt)))
         self._slots.append(self._rows[segments] * len(FAMILIES) + family)
+        self._places.append(np.broadcast_to(np.asarray(places, dtype=np.int64), hashes.shape))
 
     def grams(self) -> Grams:
-        return Grams(hashes=np.concatenate(self._hashes), slots=np.concatenate(self._slots))
+        return Grams(hashes=np.concatenate(self._hashes), slots=np.concatenate(self._slots), places=np.concatenate(self._places))
 
 
 def _collect(listings: Sequence[Listing], settings: TextSettings) -> _Parts:
@@ -280,7 +290,7 @@ def _add_words(found: _Found, parts: _Parts, runs: _Runs) -> None:
     in_title = runs.segments < parts.titles
     title = np.flatnonzero(is_word & in_title)
     words, segments = runs.hashes[title], runs.segments[title]
-    found.add(words, segments=segments, family=WORD, salt="word")
+    found.add(words, segments=segments, family=WORD, salt="word", places=np.arange(len(words)))
     together = np.flatnonzero(segments[1:] == segments[:-1])
     pairs = words[together] * np.uint64(_BASE) + words[together + 1]
     found.add(pairs, segments=segments[together], family=WORD, salt="word pair")
@@ -291,7 +301,7 @@ def _add_words(found: _Found, parts: _Parts, runs: _Runs) -> None:
 
     first, last = np.searchsorted(runs.segments, [descriptions_end, descriptions_end + parts.authors])
     names, segments = runs.hashes[first:last], runs.segments[first:last]
-    found.add(names, segments=segments, family=NAME, salt="author word")
+    found.add(names, segments=segments, family=NAME, salt="author word", places=len(words))
     # A sum does not know the order of its terms. Hashes are finalised first, or "ab" + "c" could equal "a" + "bc".
     terms = np.zeros(len(names) + 1, dtype=np.uint64)
     np.cumsum(_finalised(names, salt=_salt("author term")), dtype=np.uint64, out=terms[1:])

@@ -1,5 +1,6 @@
 """The tokens of many rows as a sparse matrix, some fields hidden: what training reads instead of the graph."""
 
+import dataclasses
 from collections.abc import Collection
 
 import numpy as np
@@ -16,19 +17,14 @@ def without(tokens: Tokens, fields: Collection[str]) -> Tokens:
     """The tokens that the extractor gives for the same listings without these fields."""
     families = [family for field in fields for family in FAMILIES_OF_FIELD[field]]
     kept = ~np.isin(tokens.families, families)
-    row = np.repeat(np.arange(len(tokens.counts)), tokens.counts)
-    slots = row * len(FAMILIES) + _SCALED_WITH[tokens.families]
+    slots = tokens.listings * len(FAMILIES) + _SCALED_WITH[tokens.families]
     squares = tokens.weights.astype(np.float64) ** 2
     size = len(tokens.counts) * len(FAMILIES)
     whole = np.bincount(slots, weights=squares, minlength=size)
     left = np.bincount(slots[kept], weights=squares[kept], minlength=size)
     grown = np.sqrt(whole[slots[kept]] / left[slots[kept]])  # what was scaled together with what left takes its place
-    return Tokens(
-        ids=tokens.ids[kept],
-        weights=(tokens.weights[kept] * grown).astype(np.float32),
-        families=tokens.families[kept],
-        counts=np.bincount(row[kept], minlength=len(tokens.counts)),
-    )
+    left_over = tokens.kept(kept)
+    return dataclasses.replace(left_over, weights=(left_over.weights * grown).astype(np.float32))
 
 
 def text_matrix(tokens: Tokens, *, table_rows: int, hidden: str | None) -> csr_matrix:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from model.baseline import baseline
 from model.bundle import GOLDEN, GRAPH, VOCABULARY, Bundle, Manifest, TaskSpec, save_golden, write_bundle
@@ -198,7 +199,7 @@ def learned(
     own = None if checkpoints is None else checkpoints.narrowed(settings=task_file.model_dump(mode="json"), seed=seed)
     begun = prepared(
         task_file, tasks, models, train=part_of(train, extractor, tasks), valid=part_of(valid, extractor, tasks), folds=folds,
-        seed=seed, checkpoints=own,
+        seed=seed, checkpoints=own, ordered=None if whole.student is None else (whole.student, vocabulary),
     )  # fmt: skip
     trained = fit(
         begun.network,
@@ -213,7 +214,7 @@ def learned(
     logits = task_logits(trained.network, begun.valid, tasks)
     calibrations, found = calibrated(tasks, whole.seen.labels, begun.valid.labels, logits)
     return Outcome(
-        graph=ServingGraph(trained.network, begun.table, tasks, calibrations, found),
+        graph=ServingGraph(trained.network, begun.table, tasks, calibrations, found, words=_words(whole.student, vocabulary)),
         trained=trained, vocabulary=vocabulary, tasks=tuple(tasks), calibrations=calibrations, leanings=found, train=train,
         valid=valid, baseline=compared, begun=begun, recipes=models.recipes, student=whole.student, checkpoints=checkpoints,
     )  # fmt: skip
@@ -247,8 +248,15 @@ def refitted(outcome: Outcome, task_file: TaskFile, *, progress: Callable[[str],
     with torch.no_grad():
         network.wide.bias.add_(torch.from_numpy(models.biases[0] - outcome.begun.biases))
     table = models.weights[0].T.astype(np.float32) @ outcome.begun.directions  # [table rows, D]
-    graph = ServingGraph(network, as_served(table), tasks, outcome.calibrations, outcome.leanings)
+    graph = ServingGraph(
+        network, as_served(table), tasks, outcome.calibrations, outcome.leanings, words=_words(outcome.student, vocabulary)
+    )
     return dataclasses.replace(outcome, graph=graph, vocabulary=vocabulary)
+
+
+def _words(student: Student | None, vocabulary: Vocabulary) -> NDArray[np.int32] | None:
+    """Which word each of the table's rows is, int32 [table rows], where words are read in order."""
+    return None if student is None or student.order is None else student.word_of_row(vocabulary)
 
 
 def _write_graph(folder: Path, outcome: Outcome, settings: FeatureSettings) -> float:

@@ -15,6 +15,8 @@ class TrainingSettings(BaseModel):
         word_vectors: whether the linear models also ask a sentence encoder what words mean, see word_vectors.py.
         made_up_titles: about so many titles, beside the shop's own, a language model is asked, but at most ten for each listing
             it has learned from; where a task has a `taught_share`, see made_up.py.
+        ordered_words: so many of the commonest words are read in their order, where a task has a `taught_share`, see
+            word_order.py; 0 for a graph without that branch, smaller and faster.
         weighing: how the tasks' losses are added up, see losses.py.
         cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
         cover_teacher: whether the branch also learns to see what a network of photographs sees, see cover_teacher.py.
@@ -31,6 +33,7 @@ class TrainingSettings(BaseModel):
     embedding_width: int = Field(default=96, ge=4, le=128)
     word_vectors: bool = True
     made_up_titles: int = Field(default=300_000, ge=0)
+    ordered_words: int = Field(default=20_000, ge=0)
     epochs: int = Field(default=8, ge=1)
     averaged_epochs: int = Field(default=3, ge=1)
     batch_rows: int = Field(default=512, ge=2)

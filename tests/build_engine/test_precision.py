@@ -81,12 +81,15 @@ def test_inputs_and_outputs_keep_their_types_and_only_the_batch_varies(shipped: 
 def test_layers_are_fp16_but_for_those_of_the_cover_and_those_that_give_logits(
     fp16: onnx.ModelProto, types: dict[str, int]
 ) -> None:
-    layers = {node.output[0]: types[node.output[0]] for node in fp16.graph.node if node.op_type in {"Conv", "Gemm"}}
+    layers = {node.input[1]: types[node.output[0]] for node in fp16.graph.node if node.op_type in {"Conv", "Gemm"}}  # by weight
     fp32 = {name for name, dtype in layers.items() if dtype == TensorProto.FLOAT}
-    heads = {f"linear_{number}" for number in range(11, 25)}
-    assert len(layers) == 15 + len(heads)
-    cover = {"getitem", "getitem_3", "getitem_6", "getitem_9", "linear", "linear_5"}  # convolutions, connected, projection
-    assert fp32 == cover | {"linear_8", "linear_9"} | heads  # what the cover says by itself, wide, the deep part's heads
+    of_cover = ("network.cover_branch.", "network.cover_projection.", "network.cover_head.")
+    in_order = ("network.word_order.",)
+    giving_logits = ("network.wide.", "network.deep.heads.")
+    assert fp32 == {name for name in layers if name.startswith((*of_cover, *in_order, *giving_logits))}
+    assert {name.removeprefix("network.").removesuffix(".weight.fp16") for name in set(layers) - fp32} == {
+        "text_projection", "stack.0", "stack.2", "cover_gate", "hidden", "to_embedding", "deep.views",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("operator", ["MatMul", "Softmax", "ReduceL2", "ReduceMean", "Exp", "Sigmoid", "Div"])

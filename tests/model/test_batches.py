@@ -1,6 +1,8 @@
 """What training reads of the rows: sums of their tokens, fields hidden, labels that do not stand among the inputs."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from model.tasks import Task, load_task_file, resolve
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model.batches import (  # noqa: E402 - after the check that torch is there
+    BLOCK_OF_FIELD,
+    BLOCKS,
     Examples,
+    Order,
     batch_of,
     batches_of_one_set,
     block_sums,
@@ -22,6 +27,7 @@ from model.batches import (  # noqa: E402 - after the check that torch is there
     targets_of,
 )
 from model.evaluate import features_of  # noqa: E402
+from model.word_order import WordOrder, leading_words, order_features  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -89,6 +95,42 @@ def test_each_row_is_read_through_its_own_table(shop: Path, task_path: Path) -> 
     plain = block_sums(tokens, table[None], np.zeros_like(table_of))
     assert torch.equal(mixed[0::2], plain[0::2])
     assert torch.equal(mixed[1::2], -plain[1::2])
+
+
+def test_words_in_order_are_those_of_what_is_shown(shop: Path, task_path: Path) -> None:
+    """With authors, without them as serving reads a listing that has none, and of no words where all text is hidden."""
+    examples, rows, extractor, _, _ = sums_and_features(shop, task_path)
+    tokens = extractor.tokens(rows.listings)
+    words = np.zeros(extractor.vocabulary.rows, dtype=np.int32)
+    ordered = np.unique(tokens.ids[tokens.is_word])
+    words[ordered] = 1 + np.arange(len(ordered))
+    branch = WordOrder(len(ordered)).requires_grad_(False)
+    torch.nn.init.normal_(branch.vectors)
+    examples = dataclasses.replace(examples, order=Order.of(branch, tokens, words))
+    index = np.arange(30)
+    found = {}
+    for field in (None, "authors", "description", "publisher"):
+        order = batch_of(examples, index, hidden=field_hidden(field, rows=30)).order
+        assert order is not None
+        missing: dict[str, Any] = {} if field is None else {field: () if field == "authors" else None}
+        served = extractor.tokens([dataclasses.replace(rows.listings[row], **missing) for row in index])
+        np.testing.assert_allclose(order, order_features(branch, leading_words(served, words)), atol=2e-3)
+        found[field] = order
+    assert (found[None] != found["authors"]).any(dim=1).all()
+    assert torch.equal(found[None], found["publisher"])
+    hidden = np.zeros((30, BLOCKS), dtype=np.bool_)
+    hidden[:10] = True
+    hidden[10:20, BLOCK_OF_FIELD["authors"]] = True
+    mixed = batch_of(examples, index, hidden=hidden).order
+    assert mixed is not None
+    assert torch.equal(mixed[:10], branch.of_no_words().repeat(10, 1))
+    assert torch.equal(mixed[10:20], found["authors"][10:20])
+    assert torch.equal(mixed[20:], found[None][20:])
+
+
+def test_without_the_branch_no_words_are_read(shop: Path, task_path: Path) -> None:
+    examples, *_ = sums_and_features(shop, task_path)
+    assert batch_of(examples, np.arange(5), hidden=field_hidden(None, rows=5)).order is None
 
 
 def test_batches_hold_rows_of_one_set_and_every_row_once() -> None:

@@ -14,7 +14,7 @@ from tests.model.examples import TASK_FILE, a_shop_folder
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model import metrics  # noqa: E402 - after the check that torch is there
-from model.batches import BLOCKS, Examples  # noqa: E402
+from model.batches import BLOCKS, Examples, Order  # noqa: E402
 from model.fit import _drawn_back, task_logits  # noqa: E402
 from model.network import Network, Shape  # noqa: E402
 
@@ -34,10 +34,13 @@ def test_each_task_keeps_the_share_of_its_change_that_is_best_on_valid(tmp_path:
     place = next(at for at, task in enumerate(tasks) if task.name == "subject")
     sums = torch.zeros(len(rows), BLOCKS, 8, dtype=torch.float16)
     sums[torch.arange(len(rows)), 0, torch.from_numpy(labels[place].values)] = 1.0
-    valid = Examples.of(rows, sums, labels, covers=torch.zeros(len(rows.covers), 96))
+    order = Order(torch.rand(len(rows), 4, 96, dtype=torch.float16), torch.zeros(96))
+    valid = Examples.of(rows, sums, labels, covers=torch.zeros(len(rows.covers), 96), order=order)
     heads = {task.name: task.width for task in tasks}
     torch.manual_seed(0)
-    start = Network(Shape(16, 8, 8, 8, cover_channels=1, heads=heads), dropout=0.0)
+    start = Network(
+        Shape(16, 8, 8, 8, cover_channels=1, heads=heads, ordered=frozenset({"subject"}), ordered_words=3), dropout=0.0
+    )
     trained = copy.deepcopy(start)
     borders = np.cumsum([0, *heads.values()])
     first, end = borders[place], borders[place + 1]

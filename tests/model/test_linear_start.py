@@ -52,7 +52,7 @@ def rare_and_common(monkeypatch: pytest.MonkeyPatch, *, width: int, **constants:
     shape = (rows, 10)
     tokens = Tokens(
         ids=np.sort(random.integers(0, grams, shape)).ravel(), weights=np.ones(rows * 10, dtype=np.float32),
-        families=np.zeros(rows * 10, dtype=np.int64), counts=np.full(rows, 10),
+        families=np.zeros(rows * 10, dtype=np.int64), counts=np.full(rows, 10), words=np.zeros(rows, dtype=np.int64),
     )  # fmt: skip
     coefficients = random.normal(size=(labels, grams)) * 2.0 ** -np.arange(labels)[:, None] * 8
     models = LinearModels(

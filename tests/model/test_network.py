@@ -1,20 +1,23 @@
 """The network's stack: a task that reads its own linear decisions through layers of its own."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model.network import Network, Shape  # noqa: E402 - after the check that torch is there
+from model.word_order import WordOrder  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 HEADS = {"genre": 2, "pages": 3}
 
 
-def network(*, stacked: frozenset[str]) -> Network:
+def network(*, stacked: frozenset[str] = frozenset(), **more: Any) -> Network:
     torch.manual_seed(0)
-    return Network(Shape(16, 8, 8, 8, cover_channels=1, heads=HEADS, stacked=stacked), dropout=0.0).eval()
+    return Network(Shape(16, 8, 8, 8, cover_channels=1, heads=HEADS, stacked=stacked, **more), dropout=0.0).eval()
 
 
 def logits(of: Network, text: torch.Tensor) -> torch.Tensor:
@@ -55,3 +58,24 @@ def test_without_labels_the_stack_stays_as_it_was_drawn() -> None:
 
 def test_no_stacked_task_no_stack() -> None:
     assert network(stacked=frozenset()).stack is None
+
+
+def test_words_in_order_are_read_by_the_tasks_that_were_taught_and_the_branch_stays() -> None:
+    """They begin with what they were taught, other tasks do not see it; training moves the heads and not the branch."""
+    own = network(ordered=frozenset({"genre"}), ordered_words=5)
+    branch = WordOrder(5)
+    own.begin_order(branch.state_dict(), {"genre": torch.tensor([[0.0], [1.0]]).expand(2, 96)})
+    text, covers, present = torch.randn(4, 8), torch.zeros(4, 96), torch.zeros(4, 1)
+    order = torch.rand(4, 96)
+    with torch.no_grad():
+        changed = (own(text, covers, present, order)[0] - own(text, covers, present, torch.zeros(4, 96))[0]).numpy()
+    np.testing.assert_allclose(changed[:, 1], order.sum(dim=1), rtol=1e-4)
+    assert not changed[:, [0, 2, 3, 4]].any()
+    own.train()(text, covers, present, order)[0].sum().backward()
+    genre, pages = own.deep.heads
+    assert genre.weight.shape[1] == pages.weight.shape[1] + 96
+    assert genre.weight.grad[:, -96:].abs().sum() > 0
+    assert own.word_order is not None
+    for name, parameter in own.word_order.named_parameters():
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, branch.get_parameter(name))

@@ -23,7 +23,7 @@ def test_a_hidden_field_is_a_missing_field(field: str) -> None:
     absent = [dataclasses.replace(each, **missing) for each in listings]
     hidden, expected = without(EXTRACTOR.tokens(listings), [field]), EXTRACTOR.tokens(absent)
     assert len(hidden.ids) < len(EXTRACTOR.tokens(listings).ids)
-    for name in ("ids", "families", "counts"):
+    for name in ("ids", "families", "counts", "words"):
         np.testing.assert_array_equal(getattr(hidden, name), getattr(expected, name))
     np.testing.assert_allclose(hidden.weights, expected.weights, rtol=1e-6)
     if field != "authors":  # nothing was scaled together with it

