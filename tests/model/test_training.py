@@ -295,7 +295,7 @@ def test_torch_and_onnxruntime_agree_on_a_thousand_real_rows(shared_data: Path, 
     """The same for 1,000 real listings and every task of the shipped file, trained on a small share of the data."""
     task_file = load_task_file(Path(__file__).parents[2] / "model" / "books.toml")
     quick = task_file.training.model_copy(
-        update={"epochs": 1, "table_rows": 20_000, "word_vectors": False, "made_up_titles": 1_000}
+        update={"epochs": 1, "table_rows": 20_000, "word_vectors": False, "made_up_titles": 1_000, "cover_epochs": 2}
     )
     folders = [shared_data / name for name in ("bookdepository", "douban-zh", "goodreads", "gutenberg")]
     outcome = train_graph(folders, task_file.model_copy(update={"training": quick}), seed=3, limit=1000)
