@@ -25,6 +25,18 @@ def assert_exactly_once(one: Journey) -> None:
     assert one.kafka.is_done()
 
 
+def when_answered(one: Journey, happens: Callable[[], None]) -> None:
+    """At the first poll that finds answers in the open transaction."""
+
+    def look() -> None:
+        if one.delivery.sends:
+            happens()
+        else:
+            one.source.before_poll.append(look)
+
+    one.source.before_poll.append(look)
+
+
 # ── a dependency is away ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -220,14 +232,11 @@ def test_what_is_answered_is_committed_before_a_partition_goes(journey: MakeJour
     books(one, 3)
     committed: list[int] = []
 
-    def revoke_when_sent() -> None:
-        if not one.delivery.sends:
-            one.source.before_poll.append(revoke_when_sent)
-            return
+    def revoke() -> None:
         one.source.revoke(P0)
         committed.append(one.kafka.offsets[P0])
 
-    one.source.before_poll.append(revoke_when_sent)
+    when_answered(one, revoke)
     one.run(lambda: bool(committed))
     assert committed == [3]
     assert_exactly_once(one)
@@ -241,15 +250,12 @@ def test_a_commit_that_fails_before_a_partition_goes_is_dropped_whole(journey: M
     books(one, 2, partition=1)
     revoked: list[bool] = []
 
-    def revoke_when_sent() -> None:
-        if not one.delivery.sends:
-            one.source.before_poll.append(revoke_when_sent)
-            return
+    def revoke() -> None:
         one.delivery.commit_failures.next(error)
         one.source.revoke(P1)
         revoked.append(True)
 
-    one.source.before_poll.append(revoke_when_sent)
+    when_answered(one, revoke)
     one.run(lambda: bool(revoked) and one.source.rewinds == 1 and len(one.delivery.sends) == 2)
     assert one.said() == [(0, n, "REUSED v1") for n in range(3)], "the store led the topic"
     assert (one.kafka.offsets[P0], one.kafka.offsets[P1]) == (3, 0)
@@ -260,14 +266,7 @@ def test_a_transaction_with_answers_of_a_lost_partition_is_aborted(journey: Make
     one = journey(partitions=2, delivery={"transaction_ms": 30_000})
     books(one, 3)
     books(one, 2, partition=1)
-
-    def lose_when_sent() -> None:
-        if one.delivery.sends:
-            one.source.lose(P1)
-        else:
-            one.source.before_poll.append(lose_when_sent)
-
-    one.source.before_poll.append(lose_when_sent)
+    when_answered(one, lambda: one.source.lose(P1))
     one.run(lambda: one.source.rewinds == 1 and len(one.delivery.sends) == 2)
     assert one.said() == [(0, n, "REUSED v1") for n in range(3)], "the store led the topic"
     assert [len(outputs) for outputs in one.kafka.aborted] == [5]
@@ -280,15 +279,12 @@ def test_a_transaction_with_answers_of_a_lost_partition_is_not_committed_when_th
     books(one, 2, partition=1)
     gone: list[bool] = []
 
-    def lose_and_revoke_when_sent() -> None:
-        if not one.delivery.sends:
-            one.source.before_poll.append(lose_and_revoke_when_sent)
-            return
+    def lose_and_revoke() -> None:
         one.source.lose(P1)
         one.source.revoke(P0)
         gone.append(True)
 
-    one.source.before_poll.append(lose_and_revoke_when_sent)
+    when_answered(one, lose_and_revoke)
     one.run(lambda: bool(gone))
     assert (one.kafka.outputs, one.kafka.offsets) == ([], {P0: 0, P1: 0})
 
