@@ -46,6 +46,7 @@ def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.Model
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         raise GraphError(f"{path}: not an ONNX graph: {error}") from error
+    _widen(model.graph)
     _expand_rows(model.graph, np.dtype(np.float16 if precision == "fp16" else np.float32))
     _fix_dimensions(model.graph, tokens)
     del model.graph.value_info[:]  # the types noted there are no longer true
@@ -61,6 +62,20 @@ def _initializer(graph: onnx.GraphProto, name: str) -> TensorProto:
             assert isinstance(tensor, TensorProto)
             return tensor
     raise GraphError(f"expected the initializer {name} in the graph, found none: export the bundle with this version")
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """What the bundle keeps in a narrower type becomes the numbers that the graph reads."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Cast" and (tensor := tensors.get(node.input[0])):
+            dtype = helper.tensor_dtype_to_np_dtype(helper.get_node_attr_value(node, "to"))
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), node.output[0]))
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:

@@ -155,10 +155,11 @@ def batch_of(
 
 def run(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The network on a batch: logits [B, K] and the embedding [B, E]."""
-    width = network.cover_projection.in_features
-    features = torch.zeros(len(batch.text), width).index_copy(0, batch.cover_rows, batch.covers)  # [B, 96]
+    features = torch.cat([batch.covers, torch.zeros(1, network.cover_projection.in_features)])  # [C, 96], the last of no row
+    cover_of = torch.full((len(batch.text),), len(batch.covers))  # [B]
+    cover_of[batch.cover_rows] = torch.arange(len(batch.covers))
     present = torch.zeros(len(batch.text), 1).index_fill(0, batch.cover_rows, 1.0)  # [B, 1]
-    logits, embedding = network(batch.text, features, present, batch.order)
+    logits, embedding = network(batch.text, features, cover_of, present, batch.order)
     return logits, embedding
 
 

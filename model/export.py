@@ -24,7 +24,7 @@ from model.bundle import TensorSpec
 from model.calibrate import Calibration, bend_factors, beside_rivals, in_its_band
 from model.features import PAD_ID, Features, FeatureSettings
 from model.leaning import Leaning
-from model.network import Network
+from model.network import NARROWED_FROM, Network
 from model.table import DIGIT_BITS, quantised
 from model.tasks import Task
 from model.text_sum import weighted_sum
@@ -92,16 +92,12 @@ class ServingGraph(nn.Module):
             embedding: float32 [B, E] of length one.
         """
         text = weighted_sum(self.get_buffer("table"), self.get_buffer("scales"), token_ids, token_weights)  # [B, D]
-        covers = self._of_covers(cover, token_ids.shape[0])  # [B, 96]
+        seen = self.network.cover_branch(cover)  # [C, 96], of the first rows
+        seen = torch.cat([seen, torch.zeros(1, seen.shape[1])])  # [C + 1, 96], the last for the rows after them
+        cover_of = torch.arange(token_ids.shape[0]).clamp(max=cover.shape[0])  # [B]
         order = None if self.network.word_order is None else self._of_order(self.network.word_order, token_ids)  # [B, 96]
-        logits, embedding = self.network(text, covers, cover_present, order)  # [B, K], [B, E]
+        logits, embedding = self.network(text, seen, cover_of, cover_present, order)  # [B, K], [B, E]
         return (*self.answers(logits), functional.normalize(embedding, dim=1))
-
-    def _of_covers(self, cover: Tensor, batch: int) -> Tensor:
-        """What is seen in the covers of the first rows, and zeros for the rows after them: float32 [B, 96]."""
-        seen = self.network.cover_branch(cover)  # [C, 96]
-        seen = torch.cat([seen, torch.zeros(1, seen.shape[1])])  # [C + 1, 96]
-        return seen.index_select(0, torch.arange(batch).clamp(max=cover.shape[0]))  # [B, 96]
 
     def _of_order(self, branch: WordOrder, token_ids: Tensor) -> Tensor:
         """What the branch sees in the words that the first of the tokens int32 [B, T] are: float32 [B, 96]."""
@@ -196,6 +192,31 @@ def _shifted(pairs: Any, _bits: Any) -> Any:
     return opset18.BitShift(pairs, opset18.Constant(value=bits), direction="RIGHT")
 
 
+def _narrow(graph: onnx.GraphProto) -> None:
+    """Layers' weights in half precision and words' numbers in two bytes, where nothing is lost by it.
+
+    ONNX Runtime widens them as the session opens.
+    """
+    of_layers = {node.input[1] for node in graph.node if node.op_type == "Gemm"}
+    read_elsewhere = {
+        name for node in graph.node for place, name in enumerate(node.input) if node.op_type != "Gemm" or place != 1
+    }
+    types = dict.fromkeys(of_layers - read_elsewhere, np.float16) | {"words": np.int16}
+    widened = []
+    for tensor in graph.initializer:
+        name = tensor.name
+        if name not in types:
+            continue
+        whole = onnx.numpy_helper.to_array(tensor)
+        narrow = whole.astype(types[name])
+        if whole.size >= NARROWED_FROM and np.array_equal(narrow.astype(whole.dtype), whole):
+            widened.append(onnx.helper.make_node("Cast", [f"{name}.narrow"], [name], name=name, to=tensor.data_type))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(narrow, f"{name}.narrow"))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*widened, *nodes])
+
+
 def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, output_names: Sequence[str]) -> None:
     """Writes the graph with dynamic batch and token dimensions, weights inside the file."""
     graph.eval()
@@ -227,6 +248,7 @@ def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, 
     model = onnx.load(path)
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter's stack traces, with the paths of the machine that trained
+    _narrow(model.graph)
     del model.graph.value_info[:]  # what is noted of shapes between the nodes takes covers and rows for one number
     onnx.save(model, path)
     onnx.checker.check_model(str(path))

@@ -140,7 +140,7 @@ def linear_models(
 def _identity(task: Task) -> dict[str, object]:
     """What a task's linear models depend on."""
     return task.entry.model_dump(
-        mode="json", exclude={"weight", "start_share", "shapes_representation", "leans_on", "top_k", "taught_share"}
+        mode="json", exclude={"weight", "start_share", "shapes_representation", "leans_on", "top_k", "taught_share", "broad"}
     )
 
 

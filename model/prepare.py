@@ -139,6 +139,8 @@ def prepared(
         stacked=frozenset(task.name for task in tasks if task.entry.kind == "regression" and task.edges),
         ordered=frozenset(task.name for task in taught(tasks)),
         ordered_words=len(ordered[0].ordered) if ordered else 0,
+        broad=frozenset(task.name for task in tasks if task.entry.broad),
+        broad_width=settings.broad_width,
     )
     network = Network(shape, dropout=settings.dropout)
     with torch.no_grad():

@@ -72,6 +72,8 @@ class TaskEntry(_Part):
         start_share: how much of the start's limited rank it may claim.
         taught_share: for `single` and `multi`, how much a language model's knowledge of titles weighs beside the linear model;
             above 0, one is tuned on the task's labels in training, see text_teacher.py. It reads English.
+        broad: whether it also reads the text through the broad layer (`training.broad_width`), which it shares with all tasks
+            that do; worth its time for few tasks of many rows.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
@@ -91,6 +93,7 @@ class TaskEntry(_Part):
     start_alpha: float = Field(default=5.0, gt=0)
     start_share: float = Field(default=1.0, gt=0)
     taught_share: float = Field(default=0.0, ge=0, le=1)
+    broad: bool = False
     top_k: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")

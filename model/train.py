@@ -210,6 +210,7 @@ def learned(
         seed=seed,
         checkpoints=own,
     )
+    trained.network.round_as_served()  # before calibration, which must see what is served
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)
     calibrations, found = calibrated(tasks, whole.seen.labels, begun.valid.labels, logits)

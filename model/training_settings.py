@@ -17,6 +17,7 @@ class TrainingSettings(BaseModel):
             it has learned from; where a task has a `taught_share`, see made_up.py.
         ordered_words: so many of the commonest words are read in their order, where a task has a `taught_share`, see
             word_order.py; 0 for a graph without that branch, smaller and faster.
+        broad_width: of the layer that tasks with `broad = true` read, see network.py; 0 for a graph without it.
         weighing: how the tasks' losses are added up, see losses.py.
         cover_epochs: how often the cover branch sees every cover before it joins the text, see cover_start.py.
         cover_teacher: whether the branch also learns to see what a network of photographs sees, see cover_teacher.py.
@@ -34,6 +35,7 @@ class TrainingSettings(BaseModel):
     word_vectors: bool = True
     made_up_titles: int = Field(default=300_000, ge=0)
     ordered_words: int = Field(default=20_000, ge=0)
+    broad_width: int = Field(default=512, ge=0)
     epochs: int = Field(default=8, ge=1)
     averaged_epochs: int = Field(default=3, ge=1)
     batch_rows: int = Field(default=512, ge=2)

@@ -83,12 +83,12 @@ def test_layers_are_fp16_but_for_those_of_the_cover_and_those_that_give_logits(
 ) -> None:
     layers = {node.input[1]: types[node.output[0]] for node in fp16.graph.node if node.op_type in {"Conv", "Gemm"}}  # by weight
     fp32 = {name for name, dtype in layers.items() if dtype == TensorProto.FLOAT}
-    of_cover = ("network.cover_branch.", "network.cover_projection.", "network.cover_head.")
+    of_cover = ("network.cover_branch.", "network.cover_projection.", "network.cover_gate.", "network.cover_head.")
     in_order = ("network.word_order.",)
     giving_logits = ("network.wide.", "network.deep.heads.")
     assert fp32 == {name for name in layers if name.startswith((*of_cover, *in_order, *giving_logits))}
     assert {name.removeprefix("network.").removesuffix(".weight.fp16") for name in set(layers) - fp32} == {
-        "text_projection", "stack.0", "stack.2", "cover_gate", "hidden", "to_embedding", "deep.views",
+        "text_projection", "stack.0", "stack.2", "text_gate", "hidden", "to_embedding", "deep.views",
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ embedding_width = 8
 epochs = 12
 averaged_epochs = 2
 batch_rows = 64
+broad_width = 20
 
 [[task]]
 name = "subject"
@@ -42,6 +43,7 @@ kind = "single"
 sets = ["shop"]
 field = "category"
 leans_on = "themes"
+broad = true
 
 [[task]]
 name = "themes"

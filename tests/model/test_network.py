@@ -1,4 +1,4 @@
-"""The network's stack: a task that reads its own linear decisions through layers of its own."""
+"""What some tasks read beside their mixture: the stack, the broad layer, words in order."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def network(*, stacked: frozenset[str] = frozenset(), **more: Any) -> Network:
 
 
 def logits(of: Network, text: torch.Tensor) -> torch.Tensor:
-    found, _ = of(text, torch.zeros(len(text), 96), torch.zeros(len(text), 1))
+    found, _ = of(text, torch.zeros(1, 96), torch.zeros(len(text), dtype=torch.int64), torch.zeros(len(text), 1))
     return found
 
 
@@ -60,18 +60,57 @@ def test_no_stacked_task_no_stack() -> None:
     assert network(stacked=frozenset()).stack is None
 
 
+def test_only_the_broad_task_reads_the_broad_layer() -> None:
+    """Beside the stack; training begins at the linear model all the same."""
+    own = network(stacked=frozenset({"pages"}), broad=frozenset({"genre"}), broad_width=6)
+    text = torch.randn(5, 8)
+    np.testing.assert_allclose(logits(own, text).detach(), own.wide(text).detach(), atol=1e-6)
+    assert [head.weight.shape[1] for head in own.deep.heads] == [32 + 6, 32 + 128]
+    with torch.no_grad():
+        for head in own.deep.heads:
+            head.weight.fill_(0.1)
+        before = logits(own, text)
+        own.text_projection.bias[-6:] += 1.0
+        changed = (logits(own, text) != before).any(dim=0)
+    assert changed.tolist() == [True, True, False, False, False]
+
+
+def test_a_broad_layer_of_no_width_is_none() -> None:
+    """Nor is one that no task reads."""
+    widths = [head.weight.shape[1] for head in network().deep.heads]
+    for own in (network(broad=frozenset({"genre"}), broad_width=0), network(broad_width=6)):
+        assert [head.weight.shape[1] for head in own.deep.heads] == widths
+        assert own.text_projection.out_features == 8 + 32
+
+
+def test_a_cover_is_read_by_the_rows_that_have_it_and_no_other() -> None:
+    own = network()
+    text, covers = torch.randn(4, 8), torch.randn(2, 96)
+    cover_of, present = torch.tensor([1, 0, 1, 0]), torch.tensor([[1.0], [1.0], [1.0], [0.0]])
+    with torch.no_grad():
+        own.get_buffer("cover_shares").fill_(1.0)
+        for head in own.deep.heads:
+            head.weight.fill_(0.1)
+        together, apart = own(text, covers, cover_of, present), own(text, covers[cover_of], torch.arange(4), present)
+        without = logits(own, text)
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(together[0][3], without[3], atol=1e-6)
+    assert (together[0][:3] - without[:3]).abs().amax(dim=1).min() > 1e-3
+
+
 def test_words_in_order_are_read_by_the_tasks_that_were_taught_and_the_branch_stays() -> None:
     """They begin with what they were taught, other tasks do not see it; training moves the heads and not the branch."""
     own = network(ordered=frozenset({"genre"}), ordered_words=5)
     branch = WordOrder(5)
     own.begin_order(branch.state_dict(), {"genre": torch.tensor([[0.0], [1.0]]).expand(2, 96)})
-    text, covers, present = torch.randn(4, 8), torch.zeros(4, 96), torch.zeros(4, 1)
+    batch = torch.randn(4, 8), torch.zeros(1, 96), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 1)
     order = torch.rand(4, 96)
     with torch.no_grad():
-        changed = (own(text, covers, present, order)[0] - own(text, covers, present, torch.zeros(4, 96))[0]).numpy()
+        changed = (own(*batch, order)[0] - own(*batch, torch.zeros(4, 96))[0]).numpy()
     np.testing.assert_allclose(changed[:, 1], order.sum(dim=1), rtol=1e-4)
     assert not changed[:, [0, 2, 3, 4]].any()
-    own.train()(text, covers, present, order)[0].sum().backward()
+    own.train()(*batch, order)[0].sum().backward()
     genre, pages = own.deep.heads
     assert genre.weight.shape[1] == pages.weight.shape[1] + 96
     assert genre.weight.grad[:, -96:].abs().sum() > 0
