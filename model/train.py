@@ -210,7 +210,8 @@ def learned(
         seed=seed,
         checkpoints=own,
     )
-    trained.network.round_as_served()  # before calibration, which must see what is served
+    # Before calibration, which must see what is served; what the frozen branches see was made before, with weights unrounded.
+    trained.network.round_as_served()
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)
     calibrations, found = calibrated(tasks, whole.seen.labels, begun.valid.labels, logits)

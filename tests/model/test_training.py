@@ -54,18 +54,6 @@ def trained(shop: Path, task_path: Path, tmp_path_factory: pytest.TempPathFactor
     return Bundle.load(out)
 
 
-def test_the_graph_keeps_large_layers_in_half_precision(trained: Bundle) -> None:
-    """Training rounds them before it calibrates, so nothing is lost."""
-    graph = onnx.load(trained.graph_path).graph
-    kept = {tensor.name: tensor for tensor in graph.initializer}
-    halved = {name for name, tensor in kept.items() if tensor.data_type == onnx.TensorProto.FLOAT16}
-    widened = {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in halved}
-    of_layers = {node.input[1] for node in graph.node if node.op_type == "Gemm"}
-    large = {name for name in of_layers - widened if name in kept and np.prod(kept[name].dims) >= 1024}
-    assert "network.deep.views.weight" in widened
-    assert not large
-
-
 def test_a_small_shop_is_learned(trained: Bundle) -> None:
     """On listings whose title tells, every task is far better than the majority's guess."""
     metrics = trained.manifest.metrics
