@@ -2,12 +2,15 @@
 
 TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is what the ONNX file says. The bundle ships one graph.
 
-* Rows are expanded here to rows × scale, in fp16 or fp32: the bundle has four bits a number, and unpacking them in
+* Rows are expanded here to their digits as numbers, in fp16 or fp32: the bundle has four bits a number, and unpacking them in
   every pass would be arithmetic without need on a GPU, whose memory holds the rows as they are used.
-* fp16: the hidden layers. The sum over tokens, norms, means, softmax and the layers that give logits stay fp32: they are a
-  twentieth of the work, and with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows. So does the cover
-  branch, which reaches the logits without a hidden layer: in fp16 four of 2,048 rows had another likeliest author. And so does
-  what reads words in order, which reaches them the same way.
+* What the bundle computes in bytes is computed here in fp32, of the same whole numbers, which fp32 and TF32 hold: sums of them
+  are the bundle's to the last bit, and are rounded to the same steps (model/steps.py).
+* What depends on no input is computed here, once.
+* fp16: the hidden layers. The sum over tokens, norms, means, softmax, what reads the text and the layers that give logits stay
+  fp32: with fp16 logits three tasks instead of one flipped an argmax in 2,048 rows. So does the cover branch, which reaches the
+  logits without a hidden layer: in fp16 four of 2,048 rows had another likeliest author. And so does what reads words in order,
+  which reaches them the same way.
 * Inputs and outputs keep the types of the bundle's graph.
 """
 
@@ -19,16 +22,17 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from build_engine.errors import GraphError
 from model.bundle import FEWEST_COVERS
-from model.table import expanded
+from model.table import OF_HIGH, UNITS, expanded
 
 Precision = Literal["fp16", "fp32"]
 MASK = 3e4  # fp16 ends at 65,504: an infinite mask becomes this, and sums of two masks stay finite
 _LAYER_OPS = {"Conv", "Gemm"}
-# MatMul is the weighted sum over a row's tokens.
-_FP32_OPS = {"MatMul", "Softmax", "Exp", "ReduceL2", "ReduceMean", "ReduceSum", "LayerNormalization"}
+# MatMul is the sum over tokens and what the bundle multiplies as bytes. What Split cuts apart, not only layers may read.
+_FP32_OPS = {"MatMul", "Split", "Softmax", "Exp", "ReduceL2", "ReduceMean", "ReduceSum", "LayerNormalization"}
 
 
 def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.ModelProto:
@@ -46,8 +50,9 @@ def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.Model
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         raise GraphError(f"{path}: not an ONNX graph: {error}") from error
-    _widen(model.graph)
     _expand_rows(model.graph, np.dtype(np.float16 if precision == "fp16" else np.float32))
+    _fold(model.graph)
+    _round_in_numbers(model.graph)
     _fix_dimensions(model.graph, tokens)
     del model.graph.value_info[:]  # the types noted there are no longer true
     if precision == "fp16":
@@ -64,22 +69,11 @@ def _initializer(graph: onnx.GraphProto, name: str) -> TensorProto:
     raise GraphError(f"expected the initializer {name} in the graph, found none: export the bundle with this version")
 
 
-def _widen(graph: onnx.GraphProto) -> None:
-    """What the bundle keeps in a narrower type becomes the numbers that the graph reads."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    kept = []
-    for node in graph.node:
-        if node.op_type == "Cast" and (tensor := tensors.get(node.input[0])):
-            dtype = helper.tensor_dtype_to_np_dtype(helper.get_node_attr_value(node, "to"))
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), node.output[0]))
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
 def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
-    """Packed rows and a scale each become rows of `dtype`, which one product sums; what unpacked them is gone."""
+    """Packed rows become numbers of `dtype`, which one product sums; what unpacked them is gone.
+
+    A bundle before books@0.15.0 does not round what its layers read: its rows are expanded to digits × scale.
+    """
     table, scales = _initializer(graph, "table"), _initializer(graph, "scales")
     packed = numpy_helper.to_array(table)
     if packed.dtype != np.uint8 or not any(node.op_type == "BitShift" for node in graph.node):  # what takes the digits apart
@@ -87,36 +81,129 @@ def _expand_rows(graph: onnx.GraphProto, dtype: np.dtype[Any]) -> None:
             f"expected a table of uint8, two numbers a byte, and a graph that takes them apart; found {packed.dtype} "
             f"{packed.shape}: export the bundle with this version"
         )
-    rows = expanded(packed, numpy_helper.to_array(scales))
+    reader = _reader_of_sums(graph)
+    if reader.op_type == "QuantizeLinear":
+        rows, sums = expanded(packed, np.ones(len(packed), dtype=np.float32)), _sum_of_digits(graph, reader.input[0])
+        _rename(graph, next(node.output[0] for node in graph.node if reader.output[0] in node.input), "text")
+    else:
+        rows, sums = expanded(packed, numpy_helper.to_array(scales)), _sum_of_rows(graph)
+        _rename(graph, reader.input[0], "text")
     table.CopyFrom(numpy_helper.from_array(rows.astype(dtype), "table"))
-    text = _read_by_layers(graph, "table")
-    for node in graph.node:
-        node.input[:] = ["text" if name == text else name for name in node.input]
-    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "text.axis")
-    graph.initializer.append(axis)
-    sums = [
-        helper.make_node("Gather", ["table", "token_ids"], ["text.rows"], name="text.rows", axis=0),  # [B, T, D]
-        helper.make_node("Cast", ["text.rows"], ["text.numbers"], name="text.numbers", to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["token_weights", axis.name], ["text.weights"], name="text.weights"),  # [B, 1, T]
-        helper.make_node("MatMul", ["text.weights", "text.numbers"], ["text.sum"], name="text.sum"),  # [B, 1, D]
-        helper.make_node("Squeeze", ["text.sum", axis.name], ["text"], name="text"),  # [B, D]
-    ]
-    nodes = list(graph.node)
+    made = sums[-1].output[0]
+    kept = [node for node in graph.node if made not in node.output]
     del graph.node[:]
-    graph.node.extend([*sums, *nodes])
+    graph.node.extend([*sums, *kept])
     _drop_unused(graph)
 
 
-def _read_by_layers(graph: onnx.GraphProto, name: str) -> str:
-    """What the first layer that depends on a tensor reads: the sum of the rows."""
-    reached = {name}
+def _reader_of_sums(graph: onnx.GraphProto) -> onnx.NodeProto:
+    """The first node that rounds what depends on the table's rows, or multiplies it as a layer: it reads their sums."""
+    reached = {"table"}
     for node in graph.node:
         if reached.intersection(node.input):
-            if node.op_type in _LAYER_OPS:
-                text: str = node.input[0]
-                return text
+            if node.op_type == "QuantizeLinear" or node.op_type in _LAYER_OPS:
+                assert isinstance(node, onnx.NodeProto)
+                return node
             reached.update(node.output)
-    raise GraphError(f"expected a layer that reads the sums of {name}, found none: export the bundle with this version")
+    raise GraphError("expected a layer that reads the sums of table, found none: export the bundle with this version")
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+
+
+def _made(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs, [output], name=output, **attributes)
+
+
+def _sum_of_rows(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The sum over tokens of weight × row, named "text"."""
+    graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "sum.axis"))
+    return [
+        _made("Gather", ["table", "token_ids"], "sum.rows"),  # [B, T, D]
+        _made("Cast", ["sum.rows"], "sum.numbers", to=TensorProto.FLOAT),
+        _made("Unsqueeze", ["token_weights", "sum.axis"], "sum.weights"),  # [B, 1, T]
+        _made("MatMul", ["sum.weights", "sum.numbers"], "sum.product"),  # [B, 1, D]
+        _made("Squeeze", ["sum.product", "sum.axis"], "text"),  # [B, D]
+    ]
+
+
+def _sum_of_digits(graph: onnx.GraphProto, text: str) -> list[onnx.NodeProto]:
+    """The same in the whole numbers of `model.text_sum`, named `text`."""
+    constants = {
+        "axis": np.array([1], dtype=np.int64), "units": np.float32(UNITS), "least": np.float32(0), "most": np.float32(UNITS - 1),
+        "of_high": np.float32(OF_HIGH), "of_bytes": np.array([[[OF_HIGH / UNITS], [1 / UNITS]]], dtype=np.float32),
+    }  # fmt: skip
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(each), f"sum.{name}") for name, each in constants.items())
+    return [
+        _made("Gather", ["scales", "token_ids"], "sum.scales"),  # [B, T]
+        _made("Mul", ["token_weights", "sum.scales"], "sum.weights"),
+        _made("Mul", ["sum.weights", "sum.units"], "sum.in_units"),
+        _made("Round", ["sum.in_units"], "sum.rounded"),
+        _made("Clip", ["sum.rounded", "sum.least", "sum.most"], "sum.whole"),
+        _made("Div", ["sum.whole", "sum.of_high"], "sum.highs"),
+        _made("Floor", ["sum.highs"], "sum.high"),
+        _made("Mul", ["sum.high", "sum.of_high"], "sum.of_the_high"),
+        _made("Sub", ["sum.whole", "sum.of_the_high"], "sum.low"),
+        _made("Unsqueeze", ["sum.high", "sum.axis"], "sum.first"),  # [B, 1, T]
+        _made("Unsqueeze", ["sum.low", "sum.axis"], "sum.second"),  # [B, 1, T]
+        _made("Concat", ["sum.first", "sum.second"], "sum.bytes", axis=1),  # [B, 2, T]
+        _made("Gather", ["table", "token_ids"], "sum.rows"),  # [B, T, D]
+        _made("Cast", ["sum.rows"], "sum.digits", to=TensorProto.FLOAT),
+        _made("MatMul", ["sum.bytes", "sum.digits"], "sum.products"),  # [B, 2, D]
+        _made("Mul", ["sum.products", "sum.of_bytes"], "sum.parts"),
+        _made("ReduceSum", ["sum.parts", "sum.axis"], text, keepdims=0),  # [B, D]
+    ]
+
+
+def _fold(graph: onnx.GraphProto) -> None:
+    """What depends on no input becomes numbers: what the bundle keeps in narrower types, and what it makes of weights alone."""
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kept: list[onnx.NodeProto] = []
+    folded: set[str] = set()
+    for node in graph.node:
+        if not node.input or any(name and name not in known for name in node.input):
+            kept.append(node)
+            continue
+        given = {name: known[name] for name in node.input if name}
+        found = dict(zip(node.output, ReferenceEvaluator(node).run(None, given), strict=True))
+        folded.update(found)
+        known |= found
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(known[name]), name) for name in sorted(folded))
+    _drop_unused(graph)
+
+
+def _round_in_numbers(graph: onnx.GraphProto) -> None:
+    """Where numbers are rounded to bytes of steps and read back, they are rounded to the steps; TensorRT knows no such bytes."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    bytes_of = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear":
+            nodes += [] if node.op_type == "QuantizeLinear" else [node]
+            continue
+        source, name = bytes_of[node.input[0]], node.output[0]
+        step, middle = (tensors[each] for each in source.input[1:3])
+        ends = np.iinfo(middle.dtype)
+        constants = {
+            "count": 1 / step, "step": step, "least": np.float32(ends.min) - middle, "most": np.float32(ends.max) - middle
+        }  # fmt: skip
+        graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(each, dtype=np.float32), f"{name}.{part}") for part, each in constants.items()
+        )
+        nodes += [
+            _made("Mul", [source.input[0], f"{name}.count"], f"{name}.steps"),
+            _made("Round", [f"{name}.steps"], f"{name}.rounded"),
+            _made("Clip", [f"{name}.rounded", f"{name}.least", f"{name}.most"], f"{name}.cut"),
+            _made("Mul", [f"{name}.cut", f"{name}.step"], name),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _drop_unused(graph)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
@@ -201,6 +288,7 @@ def _nodes_in_fp16(graph: onnx.GraphProto, dtypes: dict[str, int]) -> set[int]:
     for node in graph.node:
         if of_text.intersection(node.input) and node.op_type != "Shape":  # how many rows there are is not what they say
             of_text.update(node.output)
+    of_text.remove("text")
     before_a_layer: set[str] = set()
     halves = set()
     for index in reversed(range(len(graph.node))):

@@ -19,6 +19,7 @@ from model.dataset import Labels, Rows
 from model.features import Tokens
 from model.losses import Target
 from model.network import Network
+from model.steps import MIDDLE, in_steps
 from model.tasks import Task
 from model.text import FAMILIES_OF_FIELD
 from model.text_matrix import text_matrix, without
@@ -118,7 +119,7 @@ class Batch:
     """What the network reads of some rows.
 
     Attributes:
-        text: float32 [B, D].
+        text: float32 [B, D], in steps as it is served.
         covers: float32 [covers, 96] and cover_rows: int64 [covers], the row each belongs to.
         order: float32 [B, 96], or None where the network does not read words in order.
     """
@@ -146,7 +147,7 @@ def batch_of(
     cover_of = examples.cover_of[index]
     with_cover = np.flatnonzero((cover_of >= 0) if cover_shown is None else (cover_of >= 0) & cover_shown)
     return Batch(
-        text=torch.einsum("bkd,bk->bd", examples.sums[torch.from_numpy(index)].float(), shown),  # [B, D]
+        text=in_steps(torch.einsum("bkd,bk->bd", examples.sums[torch.from_numpy(index)].float(), shown), middle=MIDDLE),  # [B, D]
         covers=examples.covers[torch.from_numpy(cover_of[with_cover])],
         cover_rows=torch.from_numpy(with_cover),
         order=None if examples.order is None else examples.order.batch(index, hidden),

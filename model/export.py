@@ -5,6 +5,7 @@ normalised inside, and calibration is part of the graph. Which words a listing b
 (word_order.py). There is no EmbeddingBag, NonZero, If or Loop, which TensorRT does not parse or runs badly.
 """
 
+import collections
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from model.calibrate import Calibration, bend_factors, beside_rivals, in_its_ban
 from model.features import PAD_ID, Features, FeatureSettings
 from model.leaning import Leaning
 from model.network import NARROWED_FROM, Network
+from model.steps import column_steps
 from model.table import DIGIT_BITS, quantised
 from model.tasks import Task
 from model.text_sum import weighted_sum
@@ -103,7 +105,7 @@ class ServingGraph(nn.Module):
         """What the branch sees in the words that the first of the tokens int32 [B, T] are: float32 [B, 96]."""
         leading = functional.pad(token_ids, (0, READ), value=PAD_ID)[:, :READ]  # [B, 16], however few there are
         words = self.get_buffer("words").index_select(0, leading.reshape(-1)).reshape(-1, READ)  # [B, 16]
-        return branch.read(words, self.get_buffer("word_vectors"))
+        return branch.read(words, branch.said(self.get_buffer("word_vectors")))
 
     def answers(self, logits: Tensor) -> list[Tensor]:
         """The tasks' outputs as of `forward`, from the network's logits float32 [B, K]."""
@@ -193,28 +195,68 @@ def _shifted(pairs: Any, _bits: Any) -> Any:
 
 
 def _narrow(graph: onnx.GraphProto) -> None:
-    """Layers' weights in half precision and words' numbers in two bytes, where nothing is lost by it.
+    """Layers that read steps become products of bytes; weights of others are kept in half precision, words' numbers in two bytes.
 
-    ONNX Runtime widens them as the session opens.
+    Each where nothing is lost by it. ONNX Runtime widens what is narrower as the session opens.
     """
-    of_layers = {node.input[1] for node in graph.node if node.op_type == "Gemm"}
-    read_elsewhere = {
-        name for node in graph.node for place, name in enumerate(node.input) if node.op_type != "Gemm" or place != 1
-    }
-    types = dict.fromkeys(of_layers - read_elsewhere, np.float16) | {"words": np.int16}
-    widened = []
-    for tensor in graph.initializer:
-        name = tensor.name
-        if name not in types:
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    bytes_of = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in tensors}
+    read = collections.Counter(name for node in graph.node for name in node.input)
+    widened, nodes = [], []
+    for node in graph.node:
+        tensor = tensors.get(node.input[1]) if node.op_type == "Gemm" and read[node.input[1]] == 1 else None
+        if tensor is not None and node.input[0] in bytes_of and (steps := _steps(onnx.numpy_helper.to_array(tensor))):
+            nodes += _product_of_bytes(graph, node, *steps)
             continue
-        whole = onnx.numpy_helper.to_array(tensor)
-        narrow = whole.astype(types[name])
-        if whole.size >= NARROWED_FROM and np.array_equal(narrow.astype(whole.dtype), whole):
-            widened.append(onnx.helper.make_node("Cast", [f"{name}.narrow"], [name], name=name, to=tensor.data_type))
-            tensor.CopyFrom(onnx.numpy_helper.from_array(narrow, f"{name}.narrow"))
-    nodes = list(graph.node)
+        nodes.append(node)
+        if tensor is not None:
+            widened += _narrower(tensor, np.float16)
+    if "words" in tensors:
+        widened += _narrower(tensors["words"], np.int16)
     del graph.node[:]
     graph.node.extend([*widened, *nodes])
+
+
+def _narrower(tensor: onnx.TensorProto, dtype: type[np.generic]) -> list[onnx.NodeProto]:
+    """Keeps a tensor in a narrower type, and returns what widens it; nothing where numbers would be lost, or few bytes saved."""
+    whole, name = onnx.numpy_helper.to_array(tensor), tensor.name
+    narrow = whole.astype(dtype)
+    if whole.size < NARROWED_FROM or not np.array_equal(narrow.astype(whole.dtype), whole):
+        return []
+    tensor.CopyFrom(onnx.numpy_helper.from_array(narrow, f"{name}.narrow"))
+    to = onnx.helper.np_dtype_to_tensor_dtype(whole.dtype)
+    return [onnx.helper.make_node("Cast", [f"{name}.narrow"], [name], name=name, to=to)]
+
+
+def _steps(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """A layer's weights [out, in] as whole numbers and their columns' steps [out]; None where they are not rounded to such."""
+    size = column_steps(torch.from_numpy(weights.copy())).numpy()
+    whole = np.rint(weights / size)
+    return (whole.astype(np.int8), size[:, 0]) if np.array_equal(whole * size, weights) else None
+
+
+def _product_of_bytes(
+    graph: onnx.GraphProto, gemm: onnx.NodeProto, whole: NDArray[np.int8], size: NDArray[np.float32]
+) -> list[onnx.NodeProto]:
+    """A layer x Wᵀ + b as ONNX Runtime multiplies bytes: both sides are read from bytes next to the product.
+
+    It takes - (- b), since with + b it would make a product of float32 of it.
+    """
+    make, name, out = onnx.helper.make_node, gemm.input[1], gemm.output[0]
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(whole.T), f"{name}.steps"))
+        elif len(gemm.input) > 2 and tensor.name == gemm.input[2]:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), f"{tensor.name}.negative"))
+    graph.initializer.append(onnx.numpy_helper.from_array(size, f"{name}.step"))
+    product = out if len(gemm.input) < 3 else f"{out}.product"
+    nodes = [
+        make("DequantizeLinear", [f"{name}.steps", f"{name}.step"], [name], name=name, axis=1),
+        make("MatMul", [gemm.input[0], name], [product], name=product),
+    ]
+    if product != out:
+        nodes.append(make("Sub", [product, f"{gemm.input[2]}.negative"], [out], name=out))
+    return nodes
 
 
 def export_graph(graph: ServingGraph, path: Path, *, settings: FeatureSettings, output_names: Sequence[str]) -> None:

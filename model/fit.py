@@ -157,7 +157,7 @@ def _drawn_back(network: Network, start: Network, valid: Examples, tasks: Sequen
     """
     before, after = task_logits(start, valid, tasks), task_logits(network, valid, tasks)
     shares, first = {}, 0
-    for task, labels, head, begun in zip(tasks, valid.labels, network.deep.heads, start.deep.heads, strict=True):
+    for place, (task, labels) in enumerate(zip(tasks, valid.labels, strict=True)):
         columns, first = slice(first, first + task.width), first + task.width
         rows = np.flatnonzero(labels.present)
         if not len(rows):
@@ -168,7 +168,7 @@ def _drawn_back(network: Network, start: Network, valid: Examples, tasks: Sequen
         with torch.no_grad():
             for now, then in ((network.wide.weight, start.wide.weight), (network.wide.bias, start.wide.bias)):
                 now[columns] = torch.lerp(then[columns], now[columns], shares[task.name])
-            for now, then in zip(head.parameters(), begun.parameters(), strict=True):
+            for now, then in zip(network.deep.of_task(place), start.deep.of_task(place), strict=True):
                 now.copy_(torch.lerp(then, now, shares[task.name]))
     return shares
 

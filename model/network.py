@@ -14,11 +14,12 @@ alone first (cover_start.py); of what it says by itself each task takes a share.
 bands from models apart, each of which tells something of the other: so it also reads both through layers of its own, the stack.
 A task that a language model teaches also reads what that has taught of words in their order (word_order.py). And tasks of many
 rows may read the text through a broad layer of their own: what all tasks share is narrow, since every listing pays for it.
+Text and broad layer are in steps of 1/16, and as served what reads them multiplies bytes (steps.py).
 Dimensions in the comments: B batch, D table width, H hidden width, E embedding width, N tasks, V view width, K columns of all
 tasks together, S columns of the stacked ones, W width of the broad layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.steps import in_steps, round_layer
 from model.word_order import FEATURES, WordOrder
 
 _COVER_FEATURES = 96
@@ -68,13 +70,14 @@ class Shape:
         return sum(self.heads.values())
 
     @property
-    def more_read(self) -> tuple[tuple[frozenset[str], int], ...]:
-        """What some tasks read beside their mixture: which tasks, and how wide it is; 0 where the network has no such part."""
-        return (
-            (self.stacked, _STACK_WIDTH if self.stacked else 0),
-            (self.broad, self.broad_width if self.broad else 0),
-            (self.ordered, FEATURES if self.ordered_words else 0),
-        )
+    def more_read(self) -> dict[str, tuple[frozenset[str], int]]:
+        """What some tasks read beside their mixture, where the network has it: which tasks, and how wide it is."""
+        parts = {
+            "stack": (self.stacked, _STACK_WIDTH),
+            "broad": (self.broad, self.broad_width),
+            "order": (self.ordered, FEATURES if self.ordered_words else 0),
+        }
+        return {name: (tasks, width) for name, (tasks, width) in parts.items() if tasks and width}
 
     @property
     def stacked_columns(self) -> int:
@@ -117,34 +120,50 @@ class TaskMixture(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        heads, more = shape.heads, shape.more_read
-        self._more = [[name in tasks and width > 0 for tasks, width in more] for name in heads]
-        self.views = nn.Linear(shape.embedding_width, len(heads) * _VIEW_WIDTH)
-        self.scores = nn.Parameter(_OWN_VIEW * torch.eye(len(heads)))
-        read = [_VIEW_WIDTH + sum(width for (_, width), own in zip(more, each, strict=True) if own) for each in self._more]
-        self.heads = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(read, heads.values(), strict=True))
-        for head in self.heads.parameters():
-            nn.init.zeros_(head)  # training begins at the linear model
+        self._widths = list(shape.heads.values())
+        self.views = nn.Linear(shape.embedding_width, len(self._widths) * _VIEW_WIDTH)
+        self.scores = nn.Parameter(_OWN_VIEW * torch.eye(len(self._widths)))
+        self.heads = nn.ModuleList(nn.Linear(_VIEW_WIDTH, width, bias=False) for width in self._widths)
+        self.beside = nn.ModuleDict()  # what the parts beside the mixture add to their readers' columns
+        self._readers: dict[str, list[int]] = {}
+        for name, (tasks, width) in shape.more_read.items():
+            self._readers[name] = [place for place, task in enumerate(shape.heads) if task in tasks]
+            self.beside[name] = nn.Linear(width, sum(self._widths_of(name)), bias=False)
+        for layer in (*self.heads, *self.beside.values()):
+            nn.init.zeros_(layer.weight)  # training begins at the linear model
 
     def relations(self) -> Tensor:
         """float32 [N, N]: how much of each task's view (column) a task (row) reads; a row sums to 1."""
         return functional.softmax(self.scores, dim=1)
 
-    def forward(self, embedding: Tensor, more: Sequence[Tensor | None]) -> Tensor:
+    def of_task(self, place: int) -> list[Tensor]:
+        """All weights that give the columns of the task at this place, [columns, read] each, to be changed where they stand."""
+        found: list[Tensor] = [self.heads[place].get_parameter("weight")]
+        for name, readers in self._readers.items():
+            if place in readers:
+                own = torch.split(self.beside[name].get_parameter("weight"), self._widths_of(name))
+                found.append(own[readers.index(place)])
+        return found
+
+    def forward(self, embedding: Tensor, more: Mapping[str, Tensor]) -> Tensor:
         """To the deep part's logits of all tasks, float32 [B, K].
 
         Args:
             embedding: float32 [B, E].
-            more: the stack float32 [B, 128], the broad layer [B, W] and words in order [B, 96], None where there is no such part.
+            more: by the names of `Shape.more_read`: the stack float32 [B, 128], the broad layer [B, W], words in order [B, 96].
         """
         views = functional.relu(self.views(embedding)).reshape(-1, len(self.heads), _VIEW_WIDTH)  # [B, N, V]
         mixed = (self.relations() @ views).flatten(start_dim=1)  # [B, N * V]
         views_of = torch.split(mixed, _VIEW_WIDTH, dim=1)  # N times [B, V]
-        reads = []
-        for own, is_read in zip(views_of, self._more, strict=True):
-            beside = [each for each, wanted in zip(more, is_read, strict=True) if wanted and each is not None]
-            reads.append(torch.cat([own, *beside], dim=1) if beside else own)  # [B, V], and 128, W, 96 more where they are read
-        return torch.cat([head(own) for head, own in zip(self.heads, reads, strict=True)], dim=1)  # [B, K]
+        logits = [head(own) for head, own in zip(self.heads, views_of, strict=True)]  # [B, columns] each
+        for name, layer in self.beside.items():
+            parts = torch.split(layer(more[name]), self._widths_of(name), dim=1)  # [B, columns] for each reader
+            for place, part in zip(self._readers[name], parts, strict=True):
+                logits[place] = logits[place] + part
+        return torch.cat(logits, dim=1)  # [B, K]
+
+    def _widths_of(self, name: str) -> list[int]:
+        return [self._widths[place] for place in self._readers[name]]
 
 
 class Network(nn.Module):
@@ -155,7 +174,7 @@ class Network(nn.Module):
         self.shape = shape
         d, h, e, k = shape.table_width, shape.hidden_width, shape.embedding_width, shape.columns
         self.cover_branch = CoverBranch(channels=shape.cover_channels, dropout=dropout)
-        self._parts = [h, _GATE_WIDTH, shape.stacked_columns, shape.broad_width if shape.broad else 0]
+        self._parts = [h, _GATE_WIDTH, *([shape.stacked_columns] if shape.stacked else [])]
         self.text_projection = nn.Linear(d, sum(self._parts))
         self.cover_projection = nn.Linear(_COVER_FEATURES, h)
         self.cover_head = nn.Linear(_COVER_FEATURES, k)
@@ -171,6 +190,7 @@ class Network(nn.Module):
         if shape.stacked:
             first, second = nn.Linear(shape.stacked_columns, _STACK_WIDTH), nn.Linear(_STACK_WIDTH, _STACK_WIDTH)
             self.stack = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.broad = nn.Linear(d, shape.broad_width) if "broad" in shape.more_read else None
         self.word_order = None
         if shape.ordered_words:
             self.word_order = WordOrder(shape.ordered_words).requires_grad_(False)
@@ -183,7 +203,7 @@ class Network(nn.Module):
         """The representation's two results.
 
         Args:
-            text: float32 [B, D], the weighted sum of the tokens' rows.
+            text: float32 [B, D], the weighted sum of the tokens' rows in steps of 1/16.
             cover_features: float32 [C, 96] from `cover_branch`. There may be fewer than rows: what is made of a cover alone is
                 made once for each of them, and not for rows without.
             cover_of: int64 [B], which of them is each row's; any where there is no cover.
@@ -192,10 +212,15 @@ class Network(nn.Module):
         Returns:
             Logits of all tasks side by side, float32 [B, K], and the embedding, float32 [B, E], before normalisation.
         """
-        projected = self.text_projection(text)  # [B, H + 32 + S + W]
-        fused, asking, decisions, broad = self._apart(projected)  # [B, H], [B, 32], [B, S], [B, W]
-        stack = None if decisions is None or self.stack is None else self.stack(decisions)  # [B, 128]
-        broad = None if broad is None else self.dropout(functional.relu(broad))  # [B, W]
+        fused, asking, *decisions = torch.split(self.text_projection(text), self._parts, dim=1)  # [B, H], [B, 32], [B, S]
+        more = {}
+        if self.stack is not None:
+            more["stack"] = self.stack(decisions[0])  # [B, 128]
+        if self.broad is not None:
+            broad = self.broad(text)  # [B, W]
+            more["broad"] = self.dropout(functional.relu(broad)) if self.training else in_steps(broad, middle=0)  # [B, W]
+        if order is not None:
+            more["order"] = order
         answer = self.cover_gate(cover_features).index_select(0, cover_of)  # [B, H]
         gate = torch.sigmoid(self.text_gate(asking) + answer) * cover_present  # [B, H]
         fused = fused + gate * self.cover_projection(cover_features).index_select(0, cover_of)  # [B, H]
@@ -204,20 +229,12 @@ class Network(nn.Module):
         inner = self.dropout(functional.relu(embedding))  # [B, E]
         by_cover = self.cover_head(cover_features) * self.get_buffer("cover_shares")  # [C, K]
         by_cover = by_cover.index_select(0, cover_of) * cover_present  # [B, K]
-        more = (stack, broad, order)
         logits = self.wide(text) + self.deep(inner, more) + by_cover  # [B, K]
         if self.training and self.shape.read_only:
             # The same numbers, but where `shaping` is 0 the gradient stops at the heads.
             apart = self.wide(text) + self.deep(inner.detach(), more) + by_cover  # [B, K]
             logits = torch.where(self.get_buffer("shaping") > 0, logits, apart)  # [B, K]
         return logits, embedding
-
-    def _apart(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The projection's parts; None for those of no width, which ONNX need not cut."""
-        fused, asking, *more = torch.split(projected, [width for width in self._parts if width], dim=1)
-        cut = iter(more)
-        decisions, broad = (next(cut) if width else None for width in self._parts[2:])
-        return fused, asking, decisions, broad
 
     def begin_stack(self, text: Tensor, present: Mapping[str, Tensor]) -> None:
         """Makes the stack read the wide part's decisions as they are now, each of mean 0 and spread 1.
@@ -236,12 +253,20 @@ class Network(nn.Module):
                     self.text_projection.bias[at : at + width] = -decisions.mean(dim=0) / spread
                 at += width * (name in self.shape.stacked)
 
-    def round_as_served(self) -> None:
-        """Rounds the large layers' weights to half precision, as the graph holds them."""
-        with torch.no_grad():
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear) and layer.weight.numel() >= NARROWED_FROM:
-                    layer.weight.copy_(layer.weight.half())
+    def round_as_served(self, *, branches_only: bool = False) -> None:
+        """Rounds the layers' weights as the graph holds them: what reads steps to steps, other large ones to half precision.
+
+        Args:
+            branches_only: those of covers and words in order alone, which learn no more and whose features are kept.
+        """
+        of_steps = ("text_projection", "wide", "broad", "deep.beside.broad")
+        for name, layer in self.named_modules():
+            if not isinstance(layer, nn.Linear) or (branches_only and not name.startswith(("cover_branch.", "word_order."))):
+                continue
+            if name in of_steps:
+                round_layer(layer)
+            elif layer.weight.numel() >= NARROWED_FROM:
+                layer.weight.data.copy_(layer.weight.half())
 
     def begin_order(self, branch: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Takes over a branch that has learned, and lets tasks begin with what it says of them.
@@ -252,9 +277,8 @@ class Network(nn.Module):
         assert self.word_order is not None
         self.word_order.load_state_dict(branch)
         with torch.no_grad():
-            for name, head in zip(self.shape.heads, self.deep.heads, strict=True):
-                if name in self.shape.ordered:
-                    head.get_parameter("weight")[:, -FEATURES:] = weights[name]
+            own = [weights[name] for name in self.shape.heads if name in self.shape.ordered]
+            self.deep.beside["order"].get_parameter("weight").copy_(torch.cat(own))
 
     def split(self, logits: Tensor) -> dict[str, Tensor]:
         """[B, K] to one [B, columns] for each task."""

@@ -157,6 +157,7 @@ def prepared(
         _, shares = shares_taught(tasks)
         by_order = torch.split(torch.from_numpy(shares[:, None] * ordered[0].by_order), [task.width for task in taught(tasks)])
         network.begin_order(ordered[0].order, {task.name: own for task, own in zip(taught(tasks), by_order, strict=True)})
+    network.round_as_served(branches_only=True)
     unseen = np.zeros(len(valid.rows), dtype=np.int64)
     examples = _examples(network, train, block_sums(train.tokens, start.fold_tables, folds), words)
     present = {task.name: torch.from_numpy(own.present) for task, own in zip(tasks, train.labels, strict=True)}

@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 DIGITS, MIDDLE = 16, 7.5  # a number is one of 16 digits, which stand for -7.5 .. 7.5 times the row's scale
 DIGIT_BITS = 4
+# A token's weight times its row's scale is so many parts of 1, in two bytes; whose is more is beyond any text's last step.
+UNITS = 65_536
+OF_HIGH = 256  # units that the first of the two counts
 _CUTS = (0.92, 0.85, 0.78, 0.72, 0.66, 0.6)
 
 

@@ -210,7 +210,7 @@ def learned(
         seed=seed,
         checkpoints=own,
     )
-    # Before calibration, which must see what is served; what the frozen branches see was made before, with weights unrounded.
+    # Before calibration, which must see what is served.
     trained.network.round_as_served()
     progress(f"kept: {trained.chosen}; calibrating")
     logits = task_logits(trained.network, begun.valid, tasks)

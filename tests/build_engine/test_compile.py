@@ -79,9 +79,9 @@ def test_packed_rows_without_their_rewriting_fail_with_what_tensorrt_logged(tens
 import onnx
 from build_engine.build import Options, compile_engine
 from build_engine.flavour import Gpu, find_flavour
-from build_engine.precision import _fix_dimensions, _widen
+from build_engine.precision import _fix_dimensions, _fold
 model = onnx.load({str(SHIPPED / "model.onnx")!r})
-_widen(model.graph)
+_fold(model.graph)
 _fix_dimensions(model.graph, 320)
 compile_engine(find_flavour("tensorrt_rtx"), model.SerializeToString(), Options(), gpu=Gpu("8.9", "any"))
 """

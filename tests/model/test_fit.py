@@ -49,8 +49,8 @@ def test_each_task_keeps_the_share_of_its_change_that_is_best_on_valid(tmp_path:
         start.wide.weight[first:end] = 0.0
         trained.wide.weight[first:end] = torch.eye(8)[: end - first]
         harmed = next(at for at, task in enumerate(tasks) if task.name == "page_count")
-        for at, head in enumerate(trained.deep.heads):
-            for weight in head.parameters():
+        for at in range(len(tasks)):
+            for weight in trained.deep.of_task(at):
                 weight.add_(float(at != harmed))
         # Pages by subject before, the same upside down after.
         pages = [labels[harmed].values[labels[place].values == each].mean() for each in range(end - first)]

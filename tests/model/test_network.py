@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
 from model.network import Network, Shape  # noqa: E402 - after the check that torch is there
+from model.steps import column_steps  # noqa: E402
 from model.word_order import WordOrder  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -23,6 +24,12 @@ def network(*, stacked: frozenset[str] = frozenset(), **more: Any) -> Network:
 def logits(of: Network, text: torch.Tensor) -> torch.Tensor:
     found, _ = of(text, torch.zeros(1, 96), torch.zeros(len(text), dtype=torch.int64), torch.zeros(len(text), 1))
     return found
+
+
+def fill_heads(of: Network) -> None:
+    for place in range(len(HEADS)):
+        for weights in of.deep.of_task(place):
+            weights.fill_(0.1)
 
 
 def test_the_stack_begins_with_the_task_s_own_decisions() -> None:
@@ -41,8 +48,7 @@ def test_only_the_stacked_task_reads_the_stack() -> None:
     own = network(stacked=frozenset({"pages"}))
     text = torch.randn(5, 8)
     with torch.no_grad():
-        for head in own.deep.heads:
-            head.weight.fill_(0.1)
+        fill_heads(own)
         before = logits(own, text)
         own.stack[0].bias.add_(1.0)
         changed = (logits(own, text) != before).any(dim=0)
@@ -65,22 +71,21 @@ def test_only_the_broad_task_reads_the_broad_layer() -> None:
     own = network(stacked=frozenset({"pages"}), broad=frozenset({"genre"}), broad_width=6)
     text = torch.randn(5, 8)
     np.testing.assert_allclose(logits(own, text).detach(), own.wide(text).detach(), atol=1e-6)
-    assert [head.weight.shape[1] for head in own.deep.heads] == [32 + 6, 32 + 128]
+    assert [[each.shape for each in own.deep.of_task(place)] for place in (0, 1)] == [[(2, 32), (2, 6)], [(3, 32), (3, 128)]]
     with torch.no_grad():
-        for head in own.deep.heads:
-            head.weight.fill_(0.1)
+        fill_heads(own)
         before = logits(own, text)
-        own.text_projection.bias[-6:] += 1.0
+        own.broad.bias += 1.0
+        assert (logits(own, text)[:, :2] > before[:, :2]).all()
         changed = (logits(own, text) != before).any(dim=0)
     assert changed.tolist() == [True, True, False, False, False]
 
 
 def test_a_broad_layer_of_no_width_is_none() -> None:
     """Nor is one that no task reads."""
-    widths = [head.weight.shape[1] for head in network().deep.heads]
     for own in (network(broad=frozenset({"genre"}), broad_width=0), network(broad_width=6)):
-        assert [head.weight.shape[1] for head in own.deep.heads] == widths
-        assert own.text_projection.out_features == 8 + 32
+        assert not own.deep.beside
+        assert own.broad is None
 
 
 def test_a_cover_is_read_by_the_rows_that_have_it_and_no_other() -> None:
@@ -89,8 +94,7 @@ def test_a_cover_is_read_by_the_rows_that_have_it_and_no_other() -> None:
     cover_of, present = torch.tensor([1, 0, 1, 0]), torch.tensor([[1.0], [1.0], [1.0], [0.0]])
     with torch.no_grad():
         own.get_buffer("cover_shares").fill_(1.0)
-        for head in own.deep.heads:
-            head.weight.fill_(0.1)
+        fill_heads(own)
         together, apart = own(text, covers, cover_of, present), own(text, covers[cover_of], torch.arange(4), present)
         without = logits(own, text)
     for one, other in zip(together, apart, strict=True):
@@ -111,10 +115,43 @@ def test_words_in_order_are_read_by_the_tasks_that_were_taught_and_the_branch_st
     np.testing.assert_allclose(changed[:, 1], order.sum(dim=1), rtol=1e-4)
     assert not changed[:, [0, 2, 3, 4]].any()
     own.train()(*batch, order)[0].sum().backward()
-    genre, pages = own.deep.heads
-    assert genre.weight.shape[1] == pages.weight.shape[1] + 96
-    assert genre.weight.grad[:, -96:].abs().sum() > 0
+    assert own.deep.beside["order"].weight.shape == (2, 96)
+    assert own.deep.beside["order"].weight.grad.abs().sum() > 0
     assert own.word_order is not None
     for name, parameter in own.word_order.named_parameters():
         assert not parameter.requires_grad
         assert torch.equal(parameter, branch.get_parameter(name))
+
+
+def test_the_broad_layer_is_rounded_as_it_is_served_and_not_as_it_learns() -> None:
+    """Else no gradient would reach it."""
+    own = network(broad=frozenset({"genre"}), broad_width=6)
+    with torch.no_grad():
+        own.broad.weight.zero_()
+        own.broad.bias[:] = torch.tensor([0.04, 0.09, -1.0, 2.0, 15.9, 100.0])
+        own.deep.beside["broad"].weight.copy_(torch.eye(6)[[1, 5]])
+        own.wide.weight.zero_()
+        own.wide.bias.zero_()
+    text = torch.zeros(1, 8)
+    assert logits(own, text)[0, :2].tolist() == [0.0625, 15.9375]
+    learning = logits(own.train(), text)[0, :2]
+    np.testing.assert_allclose(learning.detach(), [0.09, 100.0], rtol=1e-6)
+    learning[0].backward()
+    assert own.broad.bias.grad[1] == 1.0
+
+
+def test_served_layers_of_steps_are_in_steps_and_others_in_half_precision() -> None:
+    own = network(stacked=frozenset({"pages"}), broad=frozenset({"genre"}), broad_width=600)
+    with torch.no_grad():
+        own.deep.beside["broad"].weight.normal_()
+    large, of_cover = own.stack[2].weight, own.cover_branch.connected.weight
+    before = large.clone()
+    own.round_as_served(branches_only=True)
+    assert torch.equal(large, before)
+    assert torch.equal(of_cover.half().float(), of_cover)
+    assert not torch.equal(large.half().float(), large)
+    own.round_as_served()
+    for layer in (own.wide, own.text_projection, own.broad, own.deep.beside["broad"]):
+        steps = column_steps(layer.weight)
+        assert torch.equal((layer.weight / steps).round() * steps, layer.weight)
+    assert torch.equal(large.half().float(), large)

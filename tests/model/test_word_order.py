@@ -222,7 +222,8 @@ def test_engines_read_words_in_order_in_fp32(served: tuple[ServingGraph, Path]) 
         for own, name in zip(expected, ("subject", "embedding"), strict=True):
             np.testing.assert_allclose(found[name], own, atol=apart)
         types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
-        read = {name: types[name] for name in types if name.startswith(("network.word_order.", "network.deep.heads."))}
+        giving = ("network.word_order.", "network.deep.heads.", "network.deep.beside.")
+        read = {name: types[name] for name in types if name.startswith(giving)}
         assert len(read) == 7
         assert set(read.values()) == {1}  # float32
 
