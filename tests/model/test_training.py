@@ -185,7 +185,7 @@ def test_a_language_model_teaches_a_training_and_its_refit(shop: Path, tmp_path:
         assert [spec.name for spec in manifest.inputs] == ["token_ids", "token_weights", "cover", "cover_present"]
         tensors = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(bundle.graph_path).graph.initializer}
         assert len(words := tensors["words"]) == bundle.extractor().vocabulary.rows
-        assert any(each.shape[:1] == (words.max() + 1,) for each in tensors.values())  # words' vectors, or what is made of them
+        assert any(each.shape[:1] == (words.max() + 1,) for each in tensors.values() if words.max() > 20)  # what words say
 
 
 def test_the_graph_names_no_path_of_the_machine_that_trained(trained: Bundle) -> None:
