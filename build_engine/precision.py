@@ -1,4 +1,4 @@
-"""The graph an engine is compiled from, made from the bundle's fp32 graph when the engine is built.
+"""The graph an engine is compiled from, made from the bundle's own when the engine is built.
 
 TensorRT 11 and TensorRT-RTX know only strongly typed networks: precision is what the ONNX file says. The bundle ships one graph.
 
@@ -39,7 +39,7 @@ def engine_graph(path: Path, *, precision: Precision, tokens: int) -> onnx.Model
     """Reads the bundle's graph and rewrites it for TensorRT.
 
     Args:
-        path: the fp32 graph with packed rows, as `model.export` writes it.
+        path: the bundle's graph with packed rows, as `model.export` writes it.
         tokens: every row of an engine has so many, padded; only the batch varies.
 
     Raises:

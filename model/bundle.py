@@ -3,7 +3,7 @@
     manifest.json          tasks, labels, thresholds, feature settings, sha256 of every file below, metrics, provenance
     manifest.json.sha256   of the manifest itself, as `sha256sum` writes it
     manifest.json.sig      its signature, where `model sign` made one
-    model.onnx             the fp32 graph
+    model.onnx             the graph: text and what reads it in bytes, the rest in fp32
     vocabulary.npz         hashes, idf and families of the table's rows
     golden.npz             inputs and the outputs they gave when the bundle was made
 

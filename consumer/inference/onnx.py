@@ -43,7 +43,7 @@ _TOKENS = ("token_ids", "token_weights")
 
 
 class OnnxRuntimeBackend:
-    """The bundle's fp32 graph on the CPU.
+    """The bundle's graph on the CPU.
 
     Args:
         graph: the ONNX file.
